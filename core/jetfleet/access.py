@@ -1,0 +1,244 @@
+"""Who may do what on the broker: accounts, roles and their permissions, as written-out values.
+
+Two accounts serve (DESIGN section 9). FLEET_ACCOUNT ("JF") holds the streams and every process of
+ours. WORKERS_ACCOUNT ("WRK") holds the workers; it has no JetStream and reaches only the services
+that JF exports, so the reply of a pull or of a publish is delivered inside WRK and can never name
+a subject of the log. Within WRK a worker connects as itself (its fleet events, its assignments)
+and, once per assigned job, with rights on that job's queue and outcomes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jetfleet import jwt, subjects
+from jetfleet.subjects import ANY
+
+FLEET_ACCOUNT = "JF"
+WORKERS_ACCOUNT = "WRK"
+SYSTEM_ACCOUNT = "SYS"
+ROLES = ("operator", "gateway", "projector", "conductor", "publisher")
+UNLIMITED = -1
+
+# What WRK may ask of JF. `Stream`: many answers to one request (a pull); `Singleton`: one.
+SERVICES: Mapping[str, str] = {
+    "$JS.API.CONSUMER.MSG.NEXT.*.*": "Stream",
+    "$JS.ACK.>": "Singleton",
+    "$JS.API.DIRECT.GET.PAYLOADS.>": "Singleton",
+    subjects.started(ANY, ANY, ANY, ANY): "Singleton",
+    subjects.done(ANY, ANY, ANY, ANY, ANY): "Singleton",
+    subjects.output(ANY, ANY): "Singleton",
+    subjects.output_blob(ANY, ANY, ANY, ANY, ANY): "Singleton",
+    subjects.fleet(ANY, ANY): "Singleton",
+    subjects.telemetry(ANY): "Singleton",
+    subjects.ask_credentials(ANY): "Singleton",
+}
+# What WRK may hear from JF without asking.
+ANNOUNCEMENTS: Sequence[str] = (subjects.cancel(ANY, ANY, ANY), subjects.command(ANY))
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What a user may publish and subscribe; anything else is refused by the broker."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+    def claims(self) -> dict[str, Any]:
+        return {
+            "pub": {"allow": list(self.publish)},
+            "sub": {"allow": list(self.subscribe)},
+            "subs": UNLIMITED,
+            "data": UNLIMITED,
+            "payload": UNLIMITED,
+        }
+
+
+def inbox(user: str) -> str:
+    """The private inbox prefix of a user; nobody else may subscribe to it."""
+    return f"_INBOX_{user}"
+
+
+# Reading the log: stream facts, single messages, and consumers that vanish with their reader.
+_READ_LOG = (
+    "$JS.API.INFO",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.MSG.GET.*",
+    "$JS.API.DIRECT.GET.>",
+    *(
+        f"$JS.API.CONSUMER.{verb}"
+        for stream in ("REGISTRY", "INVOCATIONS", "FLEET")
+        for verb in (
+            f"CREATE.{stream}.>",
+            f"MSG.NEXT.{stream}.*",
+            f"INFO.{stream}.*",
+            f"DELETE.{stream}.*",
+        )
+    ),
+    "$JS.FC.>",
+)
+_SUBMIT = (subjects.ALL_QUEUED, subjects.cancel(ANY, ANY, ANY), "jf.blob.*.*.in.*.*")
+
+
+def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
+    """The permissions of a role. ``tenant`` narrows a publisher to its own subjects.
+
+    Raises:
+        KeyError: no such role.
+    """
+    private = f"{inbox(role)}.>"
+    table = {
+        # A person at the CLI: reads everything, writes the registry, sends work; no administration.
+        "operator": Permissions(
+            (
+                *_READ_LOG,
+                *_SUBMIT,
+                subjects.ALL_REGISTRY,
+                subjects.ask_query(),
+                subjects.command(ANY),
+                "jf.ctl.fleet.>",
+            ),
+            (private, "jf.>"),
+        ),
+        "gateway": Permissions(
+            (*_READ_LOG, *_SUBMIT, subjects.ALL_REGISTRY, subjects.ask_query()),
+            (
+                private,
+                "jf.inv.*.*.*.done.>",
+                "jf.out.>",
+                subjects.ALL_REGISTRY,
+                subjects.ALL_TELEMETRY,
+            ),
+        ),
+        "projector": Permissions(
+            _READ_LOG, (private, subjects.ask_query(), subjects.ALL_TELEMETRY)
+        ),
+        # Owns the streams and consumers and writes the decisions.
+        "conductor": Permissions(
+            (
+                "$JS.>",
+                subjects.ALL_CONTROL,
+                subjects.ALL_FLEET,
+                subjects.command(ANY),
+                subjects.done(ANY, ANY, ANY, ANY, subjects.NOBODY),
+                f"{inbox('*').replace('*', '')}>",
+                "_INBOX.>",
+                "_R_.>",
+            ),
+            (private, "jf.>", "$JS.EVENT.ADVISORY.>"),
+        ),
+        # A service of a tenant: submits work and hears the outcomes, nothing else.
+        "publisher": Permissions(
+            (
+                *_READ_LOG,
+                subjects.queued(ANY, tenant, ANY, ANY),
+                subjects.cancel(ANY, tenant, ANY),
+                f"jf.blob.{tenant}.*.in.*.*",
+                subjects.ask_query(),
+            ),
+            (private, f"jf.inv.*.{tenant}.*.done.>", "jf.out.>", f"jf.reg.{tenant}.>"),
+        ),
+    }
+    return table[role]
+
+
+def worker_permissions(worker: str) -> Permissions:
+    """A worker as itself: its own fleet events, heartbeats, and the assignments addressed to it."""
+    consumer = subjects.worker_consumer(worker)
+    return Permissions(
+        (
+            subjects.fleet(worker, ANY),
+            subjects.telemetry(worker),
+            subjects.ask_credentials(worker),
+            f"$JS.API.CONSUMER.MSG.NEXT.FLEET.{consumer}",
+            f"$JS.ACK.FLEET.{consumer}.>",
+        ),
+        (f"{inbox(worker)}.>", subjects.command(worker)),
+    )
+
+
+def job_permissions(
+    worker: str, *, shard: int, tenant: str, job: str, classes: Sequence[str]
+) -> Permissions:
+    """A worker on one assigned job: that job's queue, and outcomes in its own name."""
+    stream = subjects.queue_stream(shard)
+    consumers = [subjects.job_consumer(tenant, job, cls) for cls in classes]
+    return Permissions(
+        (
+            *(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}" for consumer in consumers),
+            *(f"$JS.ACK.{stream}.{consumer}.>" for consumer in consumers),
+            subjects.started(shard, tenant, job, worker),
+            subjects.done(shard, tenant, job, ANY, worker),
+            subjects.output(ANY, worker),
+            subjects.output_blob(tenant, job, worker, ANY, ANY),
+            "$JS.API.DIRECT.GET.PAYLOADS." + subjects.input_blob(tenant, job, ANY, ANY),
+        ),
+        (f"{inbox(worker)}.>", subjects.cancel(shard, tenant, job)),
+    )
+
+
+def fleet_account_claims() -> dict[str, Any]:
+    """JF: all of JetStream, and the exports that workers live on."""
+    exports: list[dict[str, Any]] = [
+        {"name": subject, "subject": subject, "type": "service", "response_type": kind}
+        for subject, kind in SERVICES.items()
+    ]
+    exports += [{"name": s, "subject": s, "type": "stream"} for s in ANNOUNCEMENTS]
+    return {"limits": _limits(jetstream=True), "exports": exports}
+
+
+def workers_account_claims(fleet_account: str) -> dict[str, Any]:
+    """WRK: no JetStream; imports exactly what JF exports. ``fleet_account``: JF's key."""
+    imports = [
+        {"name": s, "subject": s, "account": fleet_account, "type": "service"} for s in SERVICES
+    ]
+    imports += [
+        {"name": s, "subject": s, "account": fleet_account, "type": "stream"} for s in ANNOUNCEMENTS
+    ]
+    return {"limits": _limits(jetstream=False), "imports": imports}
+
+
+def system_account_claims() -> dict[str, Any]:
+    """SYS: the broker's own account, no JetStream."""
+    return {"limits": _limits(jetstream=False)}
+
+
+def user_token(
+    permissions: Permissions,
+    *,
+    account_seed: bytes,
+    user: str,
+    name: str,
+    issued_at: int,
+    expires_at: int | None = None,
+) -> str:
+    """A user JWT with these permissions. ``user`` is the public key it is bound to."""
+    return jwt.encode(
+        "user",
+        issuer=account_seed,
+        subject=user,
+        name=name,
+        claims=permissions.claims(),
+        issued_at=issued_at,
+        expires_at=expires_at,
+    )
+
+
+def _limits(*, jetstream: bool) -> dict[str, int | bool]:
+    storage = UNLIMITED if jetstream else 0
+    return {
+        "subs": UNLIMITED,
+        "data": UNLIMITED,
+        "payload": UNLIMITED,
+        "imports": UNLIMITED,
+        "exports": UNLIMITED,
+        "wildcards": True,
+        "conn": UNLIMITED,
+        "leaf": UNLIMITED,
+        "mem_storage": storage,
+        "disk_storage": storage,
+        "streams": storage,
+        "consumer": storage,
+    }

@@ -1,0 +1,1 @@
+"""The commands of core, one module for each family; ``jetfleet.cli`` assembles them."""

@@ -1,0 +1,462 @@
+"""The raw door to NATS: one connection that heals, with stored publishes that survive healing.
+
+nats-py reconnects by itself after a lost server, but closes for good on most server errors (an
+expired credential among them). ``Connection`` dials again in that case too, restores its
+subscriptions, and sends again what was not yet acknowledged under the same message id, so that
+the broker drops what it already has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import nats
+import nats.errors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
+from jetfleet import access, jwt
+from jetfleet.errors import BrokerUnavailable, JetfleetError, LogFull
+
+logger = logging.getLogger("jetfleet.connection")
+
+RECONNECT_WAIT_S = 0.2
+PING_INTERVAL_S = 10  # a half-open connection is noticed after two unanswered pings
+STORE_TIMEOUT_S = 5.0
+RESEND_WAIT_S = 0.05  # JetStream answers "no responders" for a moment after a restart
+_SWEEP_S = 0.25
+
+# Error codes of the JetStream API (nats-server, errors.json).
+WRONG_LAST_SEQUENCE = 10071
+_FULL = {10023, 10047, 10077, 10122}  # insufficient resources, storage or limits exceeded
+NOT_FOUND = 404
+
+Callback = Callable[[Msg], Awaitable[None] | None]
+Hook = Callable[[], Awaitable[None]]
+
+
+class ApiError(JetfleetError):
+    """JetStream refused a request."""
+
+    code = "jetstream_error"
+
+    def __init__(self, status: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream answered {status}: {description} (error {err_code})")
+        self.status = status
+        self.err_code = err_code
+
+
+class WrongSequence(ApiError):
+    """Somebody else wrote to the subject first; fold what is new and decide again."""
+
+    code = "wrong_sequence"
+
+
+class NoResponders(JetfleetError):
+    """Nobody answers this request."""
+
+    code = "no_responders"
+
+
+class CredentialSource(Protocol):
+    """Where a connection gets its token and signature from, each time it connects."""
+
+    def token(self) -> str: ...
+
+    def sign(self, nonce: str) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsFile:
+    """A ``.creds`` file, read anew for every connect so that a renewed one takes effect."""
+
+    path: Path
+
+    def token(self) -> str:
+        return jwt.parse_credentials(self.path.read_text())[0]
+
+    def sign(self, nonce: str) -> bytes:
+        return jwt.sign_nonce(jwt.parse_credentials(self.path.read_text())[1], nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The broker's word that an event is in the log."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A stored publish that has no answer yet."""
+
+    future: asyncio.Future[Stored]
+    subject: str
+    body: bytes
+    headers: dict[str, str] | None
+    deadline: float
+    repeatable: bool
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A subscription that is restored when the connection is dialled anew."""
+
+    subject: str
+    queue: str
+    callback: Callable[[Msg], Awaitable[None]]
+    connection: Connection
+    handle: Any = None
+
+    async def stop(self) -> None:
+        """Unsubscribe; what was delivered already is still handled."""
+        if self in self.connection.subscriptions:
+            self.connection.subscriptions.remove(self)
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self.handle.unsubscribe()
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One connection; see ``open``."""
+
+    url: str
+    credentials: CredentialSource
+    user: str
+    name: str
+    nats: Nats = field(init=False)
+    on_reconnect: list[Hook] = field(default_factory=list)
+    subscriptions: list[Subscription] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)  # the server's last refusals, newest last
+    _pending: dict[int, _Pending] = field(default_factory=dict)
+    _counter: int = 0
+    _ack_prefix: str = ""
+    _closing: bool = False
+    _sweeper: asyncio.TimerHandle | None = None
+    _redial: asyncio.Task[None] | None = None
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+
+    @classmethod
+    async def open(
+        cls, url: str, credentials: Path | CredentialSource, *, user: str, name: str
+    ) -> Connection:
+        """Connect, waiting for the broker as long as it takes (bound it with a timeout).
+
+        Args:
+            url: ``nats://``, ``tls://``, ``ws://`` or ``wss://``.
+            credentials: a ``.creds`` file, or a source of tokens.
+            user: owner of the private inbox prefix (``access.inbox``).
+            name: shown in the broker's monitoring.
+
+        Raises:
+            BrokerUnavailable: the credentials file is missing, or the broker refuses it.
+        """
+        if isinstance(credentials, Path):
+            if not credentials.exists():
+                raise BrokerUnavailable(
+                    f"no credentials at {credentials}: start `jetfleet up` on this data directory "
+                    "first, or point JETFLEET_CREDENTIALS at a .creds file"
+                )
+            credentials = CredentialsFile(credentials)
+        self = cls(url, credentials, user, name)
+        self._loop = asyncio.get_running_loop()
+        self._ack_prefix = f"{access.inbox(user)}.a{secrets.token_hex(8)}."
+        await self._dial()
+        await self.subscribe(self._ack_prefix + "*", self._on_ack)
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached now."""
+        return bool(self.nats.is_connected)
+
+    async def _dial(self) -> None:
+        client = Nats()
+        try:
+            await client.connect(
+                self.url,
+                name=self.name,
+                user_jwt_cb=lambda: bytearray(self.credentials.token().encode()),
+                signature_cb=self.credentials.sign,
+                inbox_prefix=access.inbox(self.user).encode(),
+                reconnect_time_wait=RECONNECT_WAIT_S,
+                max_reconnect_attempts=-1,
+                ping_interval=PING_INTERVAL_S,
+                error_cb=self._on_error,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+            )
+        except nats.errors.AuthorizationError as error:
+            raise BrokerUnavailable(
+                f"the broker at {self.url} refuses these credentials ({error}); are they of this "
+                "installation, and not expired?"
+            ) from error
+        self.nats = client
+
+    async def close(self) -> None:
+        """Flush and close; waiting stores end with BrokerUnavailable."""
+        self._closing = True
+        if self._redial is not None:
+            self._redial.cancel()
+        with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self.nats.flush(), 2)
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self.nats.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._fail_all(BrokerUnavailable("the connection was closed before the broker answered"))
+
+    # -- publishing
+
+    async def publish(
+        self, subject: str, body: bytes, *, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Send without waiting for anybody; lost when the connection is.
+
+        Raises:
+            BrokerUnavailable: the connection is closed for good, or its buffer is full.
+        """
+        try:
+            await self.nats.publish(subject, body, reply, headers)
+        except nats.errors.Error as error:
+            raise BrokerUnavailable(f"cannot publish to {subject}: {error}") from error
+
+    async def store(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        msg_id: str | None = None,
+        expect: tuple[int, str] | None = None,
+        trace: str | None = None,
+        timeout_s: float | None = STORE_TIMEOUT_S,
+    ) -> Stored:
+        """Append to a stream; returns when the broker has it.
+
+        Args:
+            msg_id: makes it idempotent within the stream's duplicate window.
+            expect: ``(sequence, filter)``: refuse unless the last message on ``filter`` has it.
+            trace: W3C traceparent, repeated as a header for tools that read only headers.
+            timeout_s: None waits until the broker answers, over reconnects.
+
+        Raises:
+            BrokerUnavailable: no answer in time; with a ``msg_id`` it may be repeated safely.
+            WrongSequence: ``expect`` does not hold.
+            LogFull: the stream refuses because it, or its disk, is full.
+            ApiError: refused for another reason.
+        """
+        headers: dict[str, str] = {}
+        if msg_id is not None:
+            headers["Nats-Msg-Id"] = msg_id
+        if trace is not None:
+            headers["traceparent"] = trace
+        if expect is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect[0])
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = expect[1]
+        self._counter = number = self._counter + 1
+        future: asyncio.Future[Stored] = self._loop.create_future()
+        deadline = float("inf") if timeout_s is None else self._loop.time() + timeout_s
+        entry = _Pending(future, subject, body, headers or None, deadline, msg_id is not None)
+        self._pending[number] = entry
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+        try:
+            await self._send(number, entry)
+            return await future
+        finally:
+            self._pending.pop(number, None)
+
+    async def _send(self, number: int, entry: _Pending) -> None:
+        try:
+            await self.nats.publish(
+                entry.subject, entry.body, f"{self._ack_prefix}{number}", entry.headers
+            )
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            if not entry.repeatable:
+                raise BrokerUnavailable(f"cannot publish to {entry.subject}: {error}") from error
+        except nats.errors.Error as error:
+            raise BrokerUnavailable(f"cannot publish to {entry.subject}: {error}") from error
+
+    def _on_ack(self, message: Msg) -> None:
+        number = int(message.subject[len(self._ack_prefix) :])
+        entry = self._pending.get(number)
+        if entry is None or entry.future.done():
+            return
+        if not message.data:  # 503: JetStream is not (yet) there
+            if entry.repeatable:
+                self._loop.call_later(RESEND_WAIT_S, self._resend, number)
+            else:
+                entry.future.set_exception(BrokerUnavailable(f"no stream takes {entry.subject}"))
+            return
+        answer = json.loads(message.data)
+        if "error" in answer:
+            entry.future.set_exception(_api_error(answer["error"]))
+        else:
+            entry.future.set_result(
+                Stored(answer["stream"], answer["seq"], answer.get("duplicate", False))
+            )
+
+    def _resend(self, number: int) -> None:
+        entry = self._pending.get(number)
+        if entry is not None and not self._closing:
+            self.spawn(self._send(number, entry))
+
+    def _sweep(self) -> None:
+        """End what waited too long; one timer for all instead of one each."""
+        now = self._loop.time()
+        for entry in self._pending.values():
+            if entry.deadline <= now and not entry.future.done():
+                entry.future.set_exception(
+                    BrokerUnavailable(
+                        f"the broker did not answer for {entry.subject} in time; "
+                        "it may have been stored: repeat it with the same key"
+                    )
+                )
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._pending else None
+
+    def _fail_all(self, error: JetfleetError) -> None:
+        for entry in self._pending.values():
+            if not entry.future.done():
+                entry.future.set_exception(error)
+
+    # -- asking
+
+    async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
+        """One request, one reply.
+
+        Raises:
+            NoResponders: nobody listens.
+            BrokerUnavailable: no reply in time.
+        """
+        try:
+            reply = await self.nats.request(subject, body, timeout=timeout_s)
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"nobody answers {subject}") from error
+        except (TimeoutError, nats.errors.Error) as error:
+            raise BrokerUnavailable(
+                f"no answer to {subject} within {timeout_s} s: {error}"
+            ) from error
+        return bytes(reply.data)
+
+    async def api(
+        self, verb: str, body: Mapping[str, Any] | None = None, timeout_s: float = 5.0
+    ) -> dict[str, Any]:
+        """A request to the JetStream API (``$JS.API.<verb>``).
+
+        Raises:
+            ApiError: refused; ``.status`` 404 when the stream or consumer does not exist.
+            BrokerUnavailable: no reply in time, or JetStream is not up.
+        """
+        payload = json.dumps(body).encode() if body else b""
+        try:
+            raw = await self.request(f"$JS.API.{verb}", payload, timeout_s)
+        except NoResponders as error:
+            raise BrokerUnavailable("JetStream is not up yet; try again") from error
+        answer: dict[str, Any] = json.loads(raw)
+        if "error" in answer:
+            raise _api_error(answer["error"])
+        return answer
+
+    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+        """Call ``callback`` for every message; restored whenever the connection is dialled anew."""
+
+        async def call(message: Msg) -> None:
+            try:
+                result = callback(message)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                logger.exception("a message on %s could not be handled", message.subject)
+
+        entry = Subscription(subject, queue, call, self)
+        entry.handle = await self.nats.subscribe(subject, queue=queue, cb=call)
+        self.subscriptions.append(entry)
+        return entry
+
+    async def flush(self) -> None:
+        """Return when the broker has processed everything sent so far."""
+        try:
+            await self.nats.flush(timeout=5)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise BrokerUnavailable(f"the broker does not answer: {error}") from error
+
+    # -- healing
+
+    async def refresh(self) -> None:
+        """Reconnect now, e.g. to present a renewed credential before the old one ends."""
+        await self.nats.force_reconnect()
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error)
+        if "ermissions violation" in text:
+            self.denied = [*self.denied[-19:], text]
+            logger.warning("%s: the broker refused: %s", self.name, text)
+        elif not self._closing:
+            logger.info("%s: %s", self.name, text or type(error).__name__)
+
+    async def _on_reconnected(self) -> None:
+        logger.info("%s: connected again", self.name)
+        await self._restored()
+
+    async def _restored(self) -> None:
+        for number, entry in list(self._pending.items()):
+            if entry.repeatable and not entry.future.done():
+                await self._send(number, entry)
+        for hook in list(self.on_reconnect):
+            self.spawn(hook())
+
+    async def _on_closed(self) -> None:
+        if not self._closing and (self._redial is None or self._redial.done()):
+            self._redial = asyncio.create_task(self._dial_again())
+
+    async def _dial_again(self) -> None:
+        while not self._closing:
+            await asyncio.sleep(RECONNECT_WAIT_S)
+            try:
+                await self._dial()
+            except (TimeoutError, BrokerUnavailable, nats.errors.Error, OSError) as error:
+                logger.warning("%s: cannot connect: %s", self.name, error)
+                continue
+            for entry in list(self.subscriptions):
+                entry.handle = await self.nats.subscribe(
+                    entry.subject, queue=entry.queue, cb=entry.callback
+                )
+            logger.info("%s: dialled anew", self.name)
+            await self._restored()
+            return
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Run something in the background; a failure is logged, not lost."""
+        task = asyncio.ensure_future(work)
+        _TASKS.add(task)
+        task.add_done_callback(_finished)
+
+
+_TASKS: set[asyncio.Future[None]] = set()  # keeps references, so that tasks are not collected early
+
+
+def _finished(task: asyncio.Future[None]) -> None:
+    _TASKS.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("a background task failed: %s", error, exc_info=error)
+
+
+def _api_error(error: Mapping[str, Any]) -> JetfleetError:
+    status, code = error.get("code", 0), error.get("err_code", 0)
+    text = error.get("description", "")
+    if code == WRONG_LAST_SEQUENCE:
+        return WrongSequence(status, code, text)
+    if code in _FULL:
+        return LogFull(f"the log refuses new events: {text}; free space or raise its limits")
+    return ApiError(status, code, text)

@@ -1,0 +1,160 @@
+"""Every event of the system.
+
+An event is a CloudEvents 1.0 JSON document (structured mode): the envelope's attributes and, under
+``data``, what happened. ``type`` is a literal string, never a Python path; ``dataversion`` numbers
+the shape of ``data``, and old shapes are lifted by ``upcast`` on reading. Events are frozen: what
+has happened does not change.
+
+Attribute names follow CloudEvents (lower case, no separators): ``source`` is the actor,
+``correlationid`` groups everything one request caused (an invocation's id), ``causationid`` is the
+event that caused this one, ``traceparent`` the W3C trace of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from jetfleet.events.envelope import EnvelopeFields, Event, InvalidEvent, Stamp
+from jetfleet.events.fleet import (
+    Candidate,
+    GpuLoad,
+    JobLoad,
+    ReplicaAssigned,
+    ReplicaChange,
+    ReplicaFailed,
+    ReplicaPreparing,
+    ReplicaReady,
+    ReplicaReleased,
+    ReplicaStopped,
+    Why,
+    WorkerDraining,
+    WorkerHeartbeat,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
+from jetfleet.events.invocations import (
+    BlobRef,
+    Failure,
+    InvocationCancelled,
+    InvocationCancelRequested,
+    InvocationCompleted,
+    InvocationExpired,
+    InvocationFailed,
+    InvocationQueued,
+    InvocationStarted,
+    Outcome,
+)
+from jetfleet.events.registry import (
+    JobCreated,
+    JobDeleted,
+    JobDisabled,
+    JobEnabled,
+    JobUpdated,
+    ModelRegistered,
+)
+from jetfleet.events.versions import lift
+
+RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
+OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
+InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
+ControlEvent = ReplicaAssigned | ReplicaReleased
+FleetEvent = (
+    WorkerJoined
+    | WorkerDraining
+    | WorkerLeft
+    | WorkerLost
+    | ReplicaPreparing
+    | ReplicaReady
+    | ReplicaFailed
+    | ReplicaStopped
+    | ControlEvent
+)
+AnyEvent = RegistryEvent | InvocationEvent | FleetEvent | WorkerHeartbeat
+EVENT_TYPES: Mapping[str, type[Event]] = {
+    cls.model_fields["type"].default: cls for cls in get_args(AnyEvent)
+}
+OUTCOMES = get_args(OutcomeEvent)
+_ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
+
+
+def encode(event: Event) -> bytes:
+    """The event as compact CloudEvents JSON; attributes that are None are left out."""
+    return event.__pydantic_serializer__.to_json(event, exclude_none=True)
+
+
+def decode(body: bytes | str) -> AnyEvent:
+    """Read an event, lifting an old ``dataversion`` first.
+
+    Raises:
+        InvalidEvent: not JSON, an unknown type, or a body its type does not allow.
+    """
+    try:
+        return _ADAPTER.validate_json(body)
+    except ValidationError as first:
+        lifted = lift(body)
+        if lifted is None:
+            raise InvalidEvent(_explain(first)) from first
+        try:
+            return _ADAPTER.validate_python(lifted)
+        except ValidationError as error:
+            raise InvalidEvent(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the document"
+    return f"not a valid event: {where}: {first['msg']}"
+
+
+__all__ = [
+    "EVENT_TYPES",
+    "OUTCOMES",
+    "AnyEvent",
+    "BlobRef",
+    "Candidate",
+    "ControlEvent",
+    "EnvelopeFields",
+    "Event",
+    "Failure",
+    "FleetEvent",
+    "GpuLoad",
+    "InvalidEvent",
+    "InvocationCancelRequested",
+    "InvocationCancelled",
+    "InvocationCompleted",
+    "InvocationEvent",
+    "InvocationExpired",
+    "InvocationFailed",
+    "InvocationQueued",
+    "InvocationStarted",
+    "JobCreated",
+    "JobDeleted",
+    "JobDisabled",
+    "JobEnabled",
+    "JobLoad",
+    "JobUpdated",
+    "ModelRegistered",
+    "Outcome",
+    "OutcomeEvent",
+    "RegistryEvent",
+    "ReplicaAssigned",
+    "ReplicaChange",
+    "ReplicaFailed",
+    "ReplicaPreparing",
+    "ReplicaReady",
+    "ReplicaReleased",
+    "ReplicaStopped",
+    "Stamp",
+    "Why",
+    "WorkerDraining",
+    "WorkerHeartbeat",
+    "WorkerJoined",
+    "WorkerLeft",
+    "WorkerLost",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,201 @@
+"""Fleet events: what workers say, what the conductor decides, and heartbeats."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from jetfleet.events.envelope import Event
+from jetfleet.specs import Frozen, JobSpec, Machine, Name
+
+
+class WorkerJoined(Event):
+    """A worker's agent started (or came back). Replicas it does not name are gone with its past."""
+
+    class Data(Frozen):
+        worker: Name
+        session: str = Field(description="UUIDv7 of this run of the agent")
+        machine: Machine
+        agent_version: str
+        public_key: str = Field(description="NKey of the worker's user, to which rights are bound")
+        replicas: tuple[str, ...] = Field((), description="ids of replicas it still runs")
+        labels: dict[str, str] = Field(default_factory=dict)
+        owner: str = ""
+        trusted: bool = False
+        ephemeral: bool = False
+        price_per_hour: float = Field(0.0, ge=0)
+        heartbeat_s: float = Field(2.0, gt=0, description="seconds between heartbeats")
+
+    type: Literal["jetfleet.worker.joined"] = "jetfleet.worker.joined"
+    data: Data
+
+
+class WorkerDraining(Event):
+    """A worker takes no new work and finishes what it has."""
+
+    class Data(Frozen):
+        worker: Name
+        session: str
+        reason: str = ""
+
+    type: Literal["jetfleet.worker.draining"] = "jetfleet.worker.draining"
+    data: Data
+
+
+class WorkerLeft(Event):
+    """A worker said good-bye; it runs nothing any more."""
+
+    class Data(Frozen):
+        worker: Name
+        session: str
+
+    type: Literal["jetfleet.worker.left"] = "jetfleet.worker.left"
+    data: Data
+
+
+class WorkerLost(Event):
+    """A worker fell silent; its replicas are considered gone."""
+
+    class Data(Frozen):
+        worker: Name
+        session: str
+        silent_s: float = Field(ge=0, description="seconds since its last heartbeat")
+
+    type: Literal["jetfleet.worker.lost"] = "jetfleet.worker.lost"
+    data: Data
+
+
+class ReplicaChange(Frozen):
+    """What all replica events of a worker say."""
+
+    worker: Name
+    job: Name
+    replica: str
+
+
+class ReplicaPreparing(Event):
+    """A worker obeys an assignment: it fetches and starts the model."""
+
+    class Data(ReplicaChange):
+        stage: str = Field("starting", description="what it does now: pulling, starting, …")
+
+    type: Literal["jetfleet.replica.preparing"] = "jetfleet.replica.preparing"
+    data: Data
+
+
+class ReplicaReady(Event):
+    """A replica serves."""
+
+    class Data(ReplicaChange):
+        prepare_s: float = Field(ge=0, description="seconds from assignment heard to ready")
+        restarts: int = Field(0, ge=0)
+
+    type: Literal["jetfleet.replica.ready"] = "jetfleet.replica.ready"
+    data: Data
+
+
+class ReplicaFailed(Event):
+    """A replica could not be made ready, or ended and could not be restarted."""
+
+    class Data(ReplicaChange):
+        reason: str
+        log_tail: tuple[str, ...] = ()
+
+    type: Literal["jetfleet.replica.failed"] = "jetfleet.replica.failed"
+    data: Data
+
+
+class ReplicaStopped(Event):
+    """A released replica is gone from its worker; nothing of it is left."""
+
+    class Data(ReplicaChange):
+        pass
+
+    type: Literal["jetfleet.replica.stopped"] = "jetfleet.replica.stopped"
+    data: Data
+
+
+# -- decisions
+
+
+class Candidate(Frozen):
+    """A worker that a decision considered, and why it was not taken (or its score)."""
+
+    worker: Name
+    score: float | None = None
+    rejected: str = ""
+
+
+class Why(Frozen):
+    """The reasons of a decision, enough to explain and to replay it."""
+
+    policy: str
+    policy_version: int
+    reason: str
+    observed_registry_seq: int = Field(ge=0, description="registry events folded when deciding")
+    observed_fleet_seq: int = Field(ge=0, description="fleet events folded when deciding")
+    candidates: tuple[Candidate, ...] = ()
+
+
+class ReplicaAssigned(Event):
+    """A worker shall run a replica of a job. Carries all that the worker needs to obey."""
+
+    class Data(ReplicaChange):
+        spec: JobSpec
+        shard: int = Field(ge=0)
+        why: Why
+
+    type: Literal["jetfleet.replica.assigned"] = "jetfleet.replica.assigned"
+    data: Data
+
+
+class ReplicaReleased(Event):
+    """A worker shall drain and stop a replica (or may forget one that is gone)."""
+
+    class Data(ReplicaChange):
+        why: Why
+
+    type: Literal["jetfleet.replica.released"] = "jetfleet.replica.released"
+    data: Data
+
+
+# -- telemetry
+
+
+class GpuLoad(Frozen):
+    """Telemetry of one GPU; every field is optional because every field can be unsupported."""
+
+    index: int
+    uuid: str | None = None
+    utilization: float | None = Field(None, description="0 to 1")
+    memory_used_mib: int | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class JobLoad(Frozen):
+    """What one worker did for one job since its session began."""
+
+    job: Name
+    tenant: Name
+    replicas_ready: int = Field(ge=0)
+    slots: int = Field(ge=0)
+    running: int = Field(ge=0)
+    finished: int = Field(ge=0)
+    busy_s: float = Field(ge=0, description="sum of run times, seconds; / finished: service time")
+
+
+class WorkerHeartbeat(Event):
+    """A worker lives. Short-lived telemetry, not kept in the log."""
+
+    class Data(Frozen):
+        worker: Name
+        session: str
+        cpu: float | None = Field(None, description="utilisation of all cores, 0 to 1")
+        memory_used_mib: int | None = None
+        gpus: tuple[GpuLoad, ...] = ()
+        jobs: tuple[JobLoad, ...] = ()
+
+    type: Literal["jetfleet.worker.heartbeat"] = "jetfleet.worker.heartbeat"
+    data: Data

@@ -1,0 +1,323 @@
+"""The state of the system as folds over its events: ``evolve(state, event) -> state``.
+
+Frozen values, no clock, no I/O: the conductor, the gateway, the CLI and the simulator fold the
+same events to the same states. Events that contradict the state (an unknown replica, an old
+session) change nothing: what a stale or lying worker says is never obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import singledispatch
+from typing import Literal
+
+from jetfleet.events import (
+    Event,
+    JobCreated,
+    JobDeleted,
+    JobDisabled,
+    JobEnabled,
+    JobUpdated,
+    ModelRegistered,
+    ReplicaAssigned,
+    ReplicaFailed,
+    ReplicaPreparing,
+    ReplicaReady,
+    ReplicaReleased,
+    ReplicaStopped,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
+from jetfleet.specs import JobSpec, Machine, ModelSpec
+
+JobKey = tuple[str, str]  # tenant, job
+WorkerStatus = Literal["joined", "draining", "left", "lost"]
+ReplicaStatus = Literal["assigned", "preparing", "ready", "releasing"]
+FAILURES_KEPT = 8  # per job and worker; more do not change the back-off
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job as it is now."""
+
+    tenant: str
+    spec: JobSpec
+    enabled: bool
+    created_seq: int
+    updated_seq: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryState:
+    """Models and jobs; ``seq`` is the last registry event folded."""
+
+    seq: int = 0
+    models: Mapping[tuple[str, str, str], ModelSpec] = field(default_factory=dict)
+    latest: Mapping[tuple[str, str], str] = field(default_factory=dict)  # newest version of a model
+    jobs: Mapping[JobKey, JobState] = field(default_factory=dict)
+
+    def model(self, tenant: str, name: str, version: str | None = None) -> ModelSpec | None:
+        """A model version; the one registered last when none is named."""
+        wanted = version or self.latest.get((tenant, name), "")
+        return self.models.get((tenant, name, wanted))
+
+    def default_job(self, tenant: str, model: str) -> JobState | None:
+        """The job that ``/v1/models/{model}/run`` means: of the model's name, else its first."""
+        named = self.jobs.get((tenant, model))
+        if named is not None and named.spec.model.name == model:
+            return named
+        mine = [j for (t, _), j in self.jobs.items() if t == tenant and j.spec.model.name == model]
+        return min(mine, key=lambda job: job.created_seq, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker as the log knows it."""
+
+    name: str
+    session: str
+    machine: Machine
+    status: WorkerStatus
+    joined_seq: int
+    public_key: str
+    heartbeat_s: float
+    labels: Mapping[str, str]
+    owner: str
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica that is somewhere between assigned and gone."""
+
+    id: str
+    tenant: str
+    job: str
+    worker: str
+    status: ReplicaStatus
+    spec: JobSpec
+    assigned_seq: int
+    assigned_at: datetime
+    ready_at: datetime | None = None
+
+    @property
+    def key(self) -> JobKey:
+        return (self.tenant, self.job)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """Workers and replicas. ``seq``: last fleet event folded; ``control_seq``: last decision."""
+
+    seq: int = 0
+    control_seq: int = 0
+    workers: Mapping[str, WorkerState] = field(default_factory=dict)
+    replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
+    # When replicas of a job failed on a worker, oldest first; emptied when one becomes ready there.
+    failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]] = field(default_factory=dict)
+
+
+# -- registry
+
+
+def evolve_registry(state: RegistryState, event: Event, seq: int) -> RegistryState:
+    """Fold one registry event at stream position ``seq``."""
+    return replace(_registry(event, state, seq), seq=max(seq, state.seq))
+
+
+@singledispatch
+def _registry(event: Event, state: RegistryState, seq: int) -> RegistryState:
+    return state
+
+
+@_registry.register
+def _(event: ModelRegistered, state: RegistryState, seq: int) -> RegistryState:
+    model = event.data.model
+    key = (event.tenant, model.name, model.version)
+    if key in state.models:
+        return state  # immutable per version: the first registration holds
+    return replace(
+        state,
+        models={**state.models, key: model},
+        latest={**state.latest, key[:2]: model.version},
+    )
+
+
+@_registry.register
+def _(event: JobCreated, state: RegistryState, seq: int) -> RegistryState:
+    key = (event.tenant, event.data.job.name)
+    if key in state.jobs:
+        return state
+    job = JobState(event.tenant, event.data.job, True, seq, seq, event.time)
+    return replace(state, jobs={**state.jobs, key: job})
+
+
+@_registry.register
+def _(event: JobUpdated, state: RegistryState, seq: int) -> RegistryState:
+    return _change_job(state, (event.tenant, event.data.job.name), seq, spec=event.data.job)
+
+
+@_registry.register
+def _(event: JobEnabled, state: RegistryState, seq: int) -> RegistryState:
+    return _change_job(state, (event.tenant, event.data.job), seq, enabled=True)
+
+
+@_registry.register
+def _(event: JobDisabled, state: RegistryState, seq: int) -> RegistryState:
+    return _change_job(state, (event.tenant, event.data.job), seq, enabled=False)
+
+
+@_registry.register
+def _(event: JobDeleted, state: RegistryState, seq: int) -> RegistryState:
+    key = (event.tenant, event.data.job)
+    return replace(state, jobs={k: v for k, v in state.jobs.items() if k != key})
+
+
+def _change_job(
+    state: RegistryState,
+    key: JobKey,
+    seq: int,
+    *,
+    spec: JobSpec | None = None,
+    enabled: bool | None = None,
+) -> RegistryState:
+    job = state.jobs.get(key)
+    if job is None:
+        return state
+    job = replace(
+        job,
+        spec=job.spec if spec is None else spec,
+        enabled=job.enabled if enabled is None else enabled,
+        updated_seq=seq,
+    )
+    return replace(state, jobs={**state.jobs, key: job})
+
+
+# -- fleet
+
+
+def evolve_fleet(state: FleetState, event: Event, seq: int) -> FleetState:
+    """Fold one event of the FLEET stream at position ``seq``."""
+    control = seq if isinstance(event, ReplicaAssigned | ReplicaReleased) else state.control_seq
+    return replace(_fleet(event, state, seq), seq=max(seq, state.seq), control_seq=control)
+
+
+@singledispatch
+def _fleet(event: Event, state: FleetState, seq: int) -> FleetState:
+    return state
+
+
+@_fleet.register
+def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    worker = WorkerState(
+        data.worker, data.session, data.machine, "joined", seq, data.public_key, data.heartbeat_s,
+        data.labels, data.owner, data.trusted,
+    )  # fmt: skip
+    kept = _without_replicas(state, data.worker, keep=frozenset(data.replicas))
+    return replace(kept, workers={**state.workers, data.worker: worker})
+
+
+@_fleet.register
+def _(event: WorkerDraining, state: FleetState, seq: int) -> FleetState:
+    return _change_worker(state, event.data.worker, event.data.session, "draining")
+
+
+@_fleet.register
+def _(event: WorkerLeft, state: FleetState, seq: int) -> FleetState:
+    return _change_worker(state, event.data.worker, event.data.session, "left")
+
+
+@_fleet.register
+def _(event: WorkerLost, state: FleetState, seq: int) -> FleetState:
+    return _change_worker(state, event.data.worker, event.data.session, "lost")
+
+
+@_fleet.register
+def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    new = ReplicaState(
+        data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time
+    )
+    return replace(state, replicas={**state.replicas, data.replica: new})
+
+
+@_fleet.register
+def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
+    return _change_replica(state, event.data.replica, event.data.worker, "releasing")
+
+
+@_fleet.register
+def _(event: ReplicaPreparing, state: FleetState, seq: int) -> FleetState:
+    return _change_replica(state, event.data.replica, event.data.worker, "preparing")
+
+
+@_fleet.register
+def _(event: ReplicaReady, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    changed = _change_replica(state, data.replica, data.worker, "ready", ready_at=event.time)
+    key = ((event.tenant, data.job), data.worker)
+    if changed is state or key not in state.failures:
+        return changed
+    return replace(changed, failures={k: v for k, v in state.failures.items() if k != key})
+
+
+@_fleet.register
+def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    if not _known(state, data.replica, data.worker):
+        return state
+    key = ((event.tenant, data.job), data.worker)
+    times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
+    return replace(_without(state, data.replica), failures={**state.failures, key: times})
+
+
+@_fleet.register
+def _(event: ReplicaStopped, state: FleetState, seq: int) -> FleetState:
+    known = _known(state, event.data.replica, event.data.worker)
+    return _without(state, event.data.replica) if known else state
+
+
+def _known(state: FleetState, replica: str, worker: str) -> bool:
+    """Whether this replica lives on this worker; nobody else may speak for it."""
+    return replica in state.replicas and state.replicas[replica].worker == worker
+
+
+def _without(state: FleetState, replica: str) -> FleetState:
+    return replace(state, replicas={k: v for k, v in state.replicas.items() if k != replica})
+
+
+def _without_replicas(
+    state: FleetState, worker: str, keep: frozenset[str] = frozenset()
+) -> FleetState:
+    left = {k: v for k, v in state.replicas.items() if v.worker != worker or k in keep}
+    return replace(state, replicas=left) if len(left) != len(state.replicas) else state
+
+
+def _change_worker(state: FleetState, name: str, session: str, status: WorkerStatus) -> FleetState:
+    worker = state.workers.get(name)
+    if worker is None or worker.session != session:
+        return state
+    changed = replace(state, workers={**state.workers, name: replace(worker, status=status)})
+    return changed if status == "draining" else _without_replicas(changed, name)
+
+
+def _change_replica(
+    state: FleetState,
+    replica: str,
+    worker: str,
+    status: ReplicaStatus,
+    ready_at: datetime | None = None,
+) -> FleetState:
+    if not _known(state, replica, worker):
+        return state
+    old = state.replicas[replica]
+    if old.status == "releasing" and status != "releasing":
+        return state  # what was released does not come back
+    new = replace(old, status=status, ready_at=ready_at or old.ready_at)
+    return replace(state, replicas={**state.replicas, replica: new})

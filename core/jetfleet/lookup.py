@@ -1,0 +1,127 @@
+"""Any invocation by its id: what the projection knows, then the log behind its position."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from jetfleet import queries, subjects
+from jetfleet.clock import id_time
+from jetfleet.connection import Connection
+from jetfleet.errors import Conflict, InvocationNotFound, OutcomePending, QueryUnavailable
+from jetfleet.events import InvocationCancelRequested, OutcomeEvent, Stamp, encode
+from jetfleet.log import LogReader, Start, record
+from jetfleet.outcomes import Waiter, watch
+from jetfleet.settings import Settings
+from jetfleet.streams import INVOCATIONS
+from jetfleet.views import InvocationView, evolve_view, view_of_row
+
+logger = logging.getLogger("jetfleet.lookup")
+CLOCK_SLACK = timedelta(seconds=30)  # an id's time is its maker's clock, the log's is the broker's
+CANCEL_WAIT_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """See the module."""
+
+    connection: Connection
+    settings: Settings
+    stamp: Stamp
+
+    async def find(self, invocation: str) -> InvocationView:
+        """Raises InvocationNotFound."""
+        try:
+            start: Start = id_time(invocation) - CLOCK_SLACK
+        except ValueError:
+            raise InvocationNotFound(f"{invocation!r} is not an invocation id (a UUID)") from None
+        view = None
+        try:
+            rows = await queries.ask(
+                self.connection, {"name": "invocation", "params": {"invocation": invocation}}
+            )
+        except QueryUnavailable:
+            logger.info("no projector answers; reading the log for %s", invocation)
+        else:
+            view = view_of_row(rows.dicts()[0]) if rows.rows else None
+            start = rows.position.get(INVOCATIONS, 0) + 1
+        if view is None or not view.ended:
+            view = await self._read(view, invocation, start)
+        if view is None or view.tenant != self.settings.tenant:
+            raise InvocationNotFound(f"there is no invocation {invocation} in the log")
+        return view
+
+    async def _read(
+        self, view: InvocationView | None, invocation: str, start: Start
+    ) -> InvocationView | None:
+        """Fold this invocation's events from ``start`` to the end of the log."""
+        tenant = self.settings.tenant
+        subject = f"jf.inv.*.{tenant}.{view.job if view else '*'}.>"
+        reader = LogReader(self.connection, INVOCATIONS, (subject,), start=start)
+        needle = invocation.encode()
+        async for batch in reader.batches():
+            for message in batch:
+                if needle not in message.body:
+                    continue  # decoding all of the tail to find one would be slow
+                event = record(INVOCATIONS, message).event
+                if event is not None and _is_about(event, invocation):
+                    view = evolve_view(view, event, message.seq)
+        return view
+
+    async def outcome(self, invocation: str, wait_s: float | None) -> OutcomeEvent:
+        """Raises InvocationNotFound, OutcomePending."""
+        view = await self.find(invocation)
+        if view.outcome is not None:
+            return view.outcome
+        waiter = Waiter(invocation, view.tenant, view.job, view.queued_seq)
+        subscription = await watch(self.connection, waiter, view.origin, view.queued_seq)
+        try:
+            return await waiter.outcome(wait_s)
+        finally:
+            await subscription.stop()
+
+    async def chunks(self, invocation: str) -> AsyncIterator[Any]:
+        """Raises InvocationNotFound."""
+        view = await self.find(invocation)
+        if view.outcome is not None:
+            return
+        waiter = Waiter(invocation, view.tenant, view.job, view.queued_seq)
+        await waiter.listen(self.connection)
+        subscription = await watch(self.connection, waiter, view.origin, view.queued_seq)
+        try:
+            async for chunk in waiter.stream(late_join=True):
+                yield chunk
+        finally:
+            await subscription.stop()
+
+    async def cancel(self, invocation: str, reason: str) -> InvocationView:
+        """Raises InvocationNotFound, Conflict."""
+        view = await self.find(invocation)
+        if view.ended:
+            raise Conflict(f"invocation {invocation} has ended already ({view.state})")
+        event = InvocationCancelRequested(
+            **self.stamp(view.tenant, correlation=invocation),
+            data=InvocationCancelRequested.Data(
+                invocation=invocation,
+                job=view.job,
+                queued_seq=view.queued_seq,
+                origin=view.origin,
+                reason=reason,
+            ),
+        )
+        shard = subjects.shard_of(view.job, self.settings.shards)
+        await self.connection.store(
+            subjects.cancel(shard, view.tenant, view.job), encode(event), msg_id=event.id
+        )
+        try:
+            outcome = await self.outcome(invocation, CANCEL_WAIT_S)
+        except OutcomePending:
+            return view
+        return evolve_view(view, outcome, 0) or view
+
+
+def _is_about(event: Any, invocation: str) -> bool:
+    return getattr(event.data, "invocation", None) == invocation

@@ -1,0 +1,198 @@
+"""Hearing outcomes: a plain subscription for what we wait for, the log for what we missed.
+
+The publish that stores an outcome also reaches plain subscribers of its subject. So one
+subscription per client, on its own origin token, hears every outcome the moment it is published;
+after a reconnect the log is read for those that came meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import weakref
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from jetfleet import subjects
+from jetfleet.connection import Connection, Subscription
+from jetfleet.errors import OutcomePending
+from jetfleet.events import OUTCOMES, InvalidEvent, OutcomeEvent, decode
+from jetfleet.log import LogReader, Message
+from jetfleet.streams import INVOCATIONS
+
+logger = logging.getLogger("jetfleet.outcomes")
+DONE = ".done"
+# The outcome says how many chunks came before it; they are waited for this long.
+LATE_CHUNK_S = 2.0
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Waiter:
+    """One invocation whose outcome somebody may want; dropping it stops the waiting."""
+
+    invocation: str
+    tenant: str
+    job: str
+    seq: int = 0
+    future: asyncio.Future[OutcomeEvent] | None = None
+    event: OutcomeEvent | None = None
+    chunks: asyncio.Queue[tuple[int, Any] | None] | None = None
+    subscription: Subscription | None = None
+
+    def resolve(self, body: bytes) -> None:
+        """Take the outcome; the first one counts, and one that is not about us does not."""
+        if self.event is not None:
+            return
+        try:
+            event = decode(body)
+        except InvalidEvent as error:
+            logger.warning("an outcome of %s is set aside: %s", self.invocation, error)
+            return
+        if not isinstance(event, OUTCOMES) or event.data.invocation != self.invocation:
+            logger.warning("an outcome of %s is set aside: not about it", self.invocation)
+            return
+        self.event = event
+        if self.future is not None and not self.future.done():
+            self.future.set_result(event)
+        if self.chunks is not None:
+            self.chunks.put_nowait(None)
+
+    async def outcome(self, wait_s: float | None) -> OutcomeEvent:
+        """Raises OutcomePending after ``wait_s`` seconds (None: never)."""
+        if self.event is not None:
+            return self.event
+        if self.future is None or self.future.cancelled():
+            self.future = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(self.future)
+        except TimeoutError:
+            raise OutcomePending(
+                f"invocation {self.invocation} has no outcome after {wait_s} s; it goes on",
+                invocation=self.invocation,
+            ) from None
+
+    async def listen(self, connection: Connection) -> None:
+        """Begin to collect output chunks; call it before the invocation is published."""
+        queue: asyncio.Queue[tuple[int, Any] | None] = asyncio.Queue()
+        self.chunks = queue
+
+        def take(message: Msg) -> None:
+            number, _, text = message.data.partition(b" ")
+            queue.put_nowait((int(number), json.loads(text)))
+
+        self.subscription = await connection.subscribe(
+            subjects.output(self.invocation, subjects.ANY), take
+        )
+        if self.event is not None:
+            queue.put_nowait(None)
+
+    async def stream(self, *, late_join: bool = False) -> AsyncIterator[Any]:
+        """Chunks as they come; ends with the outcome. A retried attempt begins again.
+
+        ``late_join``: some may have gone by before we listened, so none is waited for at the end.
+        """
+        assert self.chunks is not None
+        seen, total = 0, None
+        try:
+            while total is None or seen < total:
+                try:
+                    async with asyncio.timeout(None if total is None else LATE_CHUNK_S):
+                        item = await self.chunks.get()
+                except TimeoutError:
+                    logger.warning("invocation %s: %s chunks lost", self.invocation, total)
+                    return
+                if item is None:
+                    assert self.event is not None  # it is what put the None there
+                    total = seen if late_join and not seen else self.event.data.chunks
+                else:
+                    seen = item[0] + 1
+                    yield item[1]
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        if self.subscription is not None:
+            await self.subscription.stop()
+            self.subscription = None
+
+
+@dataclass(slots=True, eq=False)
+class Outcomes:
+    """All waiters of one client."""
+
+    connection: Connection
+    tenant: str
+    origin: str
+    waiting: weakref.WeakValueDictionary[str, Waiter] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+
+    async def start(self) -> None:
+        subject = subjects.done(subjects.ANY, self.tenant, subjects.ANY, self.origin, subjects.ANY)
+        await self.connection.subscribe(subject, self._on_done)
+        self.connection.on_reconnect.append(self.recover)
+
+    def expect(self, invocation: str, job: str) -> Waiter:
+        """Register interest; call it before publishing, so that nothing is missed."""
+        waiter = Waiter(invocation, self.tenant, job)
+        self.waiting[invocation] = waiter
+        return waiter
+
+    def _on_done(self, message: Msg) -> None:
+        invocation = (message.headers or {}).get("Nats-Msg-Id", "")[: -len(DONE)]
+        waiter = self.waiting.get(invocation)
+        # The broker vouches for the job token of the subject, not for what the body says.
+        if waiter is not None and message.subject.split(".")[4] == waiter.job:
+            waiter.resolve(message.data)
+
+    async def recover(self) -> None:
+        """Ask the log for outcomes that came while we were cut off."""
+        open_ = [w for w in list(self.waiting.values()) if w.event is None and w.seq]
+        if not open_:
+            return
+        subject = subjects.done(subjects.ANY, self.tenant, subjects.ANY, self.origin, subjects.ANY)
+        start = min(w.seq for w in open_)
+        reader = LogReader(self.connection, INVOCATIONS, (subject,), start=start)
+        async for batch in reader.batches():
+            for message in batch:
+                invocation = (message.headers or {}).get("Nats-Msg-Id", "")[: -len(DONE)]
+                waiter = self.waiting.get(invocation)
+                if waiter is not None and message.subject.split(".")[4] == waiter.job:
+                    waiter.resolve(message.body)
+
+    async def watch(self, waiter: Waiter, origin: str, queued_seq: int) -> None:
+        """Hear of an invocation that was submitted with another origin token."""
+        if origin == self.origin:
+            await self.recover()
+            return
+        subscription = await watch(self.connection, waiter, origin, queued_seq)
+        weakref.finalize(waiter, _stop_soon, self.connection, subscription)
+
+
+async def watch(
+    connection: Connection, waiter: Waiter, origin: str, queued_seq: int
+) -> Subscription:
+    """Resolve ``waiter`` from the log or from now on; stop the subscription when done with it."""
+    subject = subjects.done(subjects.ANY, waiter.tenant, waiter.job, origin, subjects.ANY)
+    msg_id, reference = waiter.invocation + DONE, weakref.ref(waiter)
+
+    def take(message: Msg | Message) -> None:
+        body = message.data if isinstance(message, Msg) else message.body
+        target = reference()
+        if target is not None and (message.headers or {}).get("Nats-Msg-Id") == msg_id:
+            target.resolve(body)
+
+    subscription = await connection.subscribe(subject, take)
+    async for batch in LogReader(connection, INVOCATIONS, (subject,), start=queued_seq).batches():
+        for message in batch:
+            take(message)
+    return subscription
+
+
+def _stop_soon(connection: Connection, subscription: Subscription) -> None:
+    connection.spawn(subscription.stop())

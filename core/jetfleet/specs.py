@@ -1,0 +1,184 @@
+"""What people declare: models, jobs, machines. Values that events carry and policies read."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from jetfleet import subjects
+
+
+def _name(value: str) -> str:
+    if not subjects.is_name(value):
+        raise ValueError(
+            "must be 1 to 63 of a-z, 0-9, '-' and single '_', beginning with a letter or digit"
+        )
+    return value
+
+
+_VERSION = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
+
+
+def _version(value: str) -> str:
+    if not _VERSION.match(value):
+        raise ValueError("must be 1 to 63 of letters, digits, '.', '_' and '-'")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Version = Annotated[str, AfterValidator(_version)]
+
+
+class Frozen(BaseModel):
+    """Base of every value here: immutable, and unknown fields are errors, not silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContractName(StrEnum):
+    """How the agent speaks to a model."""
+
+    FUNCTION = "function"
+    OPENAI = "openai"
+
+
+class RuntimeName(StrEnum):
+    """What a replica runs in."""
+
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
+class Resources(Frozen):
+    """What one replica needs. Memory in MiB."""
+
+    memory_mib: int = Field(256, ge=1, description="host memory of one replica, MiB")
+    gpu_memory_mib: int = Field(0, ge=0, description="GPU memory of one replica, MiB; 0: no GPU")
+    gpu_capability: float | None = Field(
+        None, description="least CUDA compute capability, e.g. 8.0"
+    )
+
+
+class ModelSpec(Frozen):
+    """A model version; immutable once registered.
+
+    Exactly one of ``function`` (``file.py:function``), ``command`` (a server to start; ``{port}``
+    in an argument becomes its port) and ``image`` says what runs.
+    """
+
+    name: Name
+    version: Version = "1"
+    contract: ContractName = ContractName.FUNCTION
+    runtime: RuntimeName = RuntimeName.PROCESS
+    function: str | None = Field(None, description="file.py:function, for the function contract")
+    command: tuple[str, ...] | None = Field(None, description="argument list of a server process")
+    image: str | None = Field(None, description="container image, for the docker runtime")
+    env: dict[str, str] = Field(default_factory=dict)
+    resources: Resources = Resources()
+    startup_timeout_s: float = Field(120.0, gt=0, description="longest time until ready, seconds")
+    example_input: Any = None
+    description: str = ""
+    visibility: Literal["private", "public"] = "private"
+
+    @model_validator(mode="after")
+    def _one_artifact(self) -> ModelSpec:
+        given = [f for f in ("function", "command", "image") if getattr(self, f) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of function, command and image; got {given or 'none'}"
+            )
+        if self.runtime is RuntimeName.DOCKER and self.image is None:
+            raise ValueError("runtime docker needs an image")
+        if self.runtime is RuntimeName.PROCESS and self.image is not None:
+            raise ValueError("an image needs runtime docker")
+        if self.contract is ContractName.FUNCTION and self.command is not None:
+            raise ValueError(
+                "the function contract needs function: file.py:function, not a command"
+            )
+        if self.function is not None and not re.match(r"^.+\.py:[A-Za-z_]\w*$", self.function):
+            raise ValueError(f"function must look like file.py:function, got {self.function!r}")
+        if self.contract is not ContractName.FUNCTION and self.function is not None:
+            raise ValueError(
+                f"contract {self.contract} needs a command or an image, not a function"
+            )
+        return self
+
+    @property
+    def ref(self) -> str:
+        """``name:version``, as jobs name it."""
+        return f"{self.name}:{self.version}"
+
+
+class JobSettings(Frozen):
+    """What may be changed on a job while it lives."""
+
+    min_replicas: int = Field(1, ge=0, le=10_000)
+    max_replicas: int = Field(1, ge=0, le=10_000)
+    desired_replicas: int | None = Field(None, ge=0, description="None: min_replicas")
+    concurrency: int = Field(1, ge=1, le=1024, description="invocations at once in one replica")
+    timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="longest run of one attempt, seconds"
+    )
+    queue_ttl_s: float = Field(
+        3600.0, gt=0, le=86_400, description="longest wait for a start, seconds"
+    )
+    retry_limit: int = Field(2, ge=0, le=100, description="further attempts after one was lost")
+    queue_cap: int = Field(100_000, ge=1, description="unfinished invocations before 429")
+    ack_wait_s: float = Field(
+        10.0, ge=1, le=3600, description="silence that means a worker is lost"
+    )
+    priority_class: Name = subjects.DEFAULT_CLASS
+    assignment: Literal["auto", "manual"] = "auto"
+    workers: tuple[Name, ...] = Field((), description="for manual assignment: who serves")
+    labels: dict[str, str] = Field(default_factory=dict)
+    visibility: Literal["private", "public"] = "private"
+
+    @model_validator(mode="after")
+    def _bounds(self) -> JobSettings:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}"
+            )
+        wanted = self.desired_replicas
+        if wanted is not None and not self.min_replicas <= wanted <= self.max_replicas:
+            raise ValueError(f"desired_replicas {wanted} is outside min_replicas..max_replicas")
+        return self
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas are wanted now."""
+        return self.min_replicas if self.desired_replicas is None else self.desired_replicas
+
+
+class JobSpec(JobSettings):
+    """An InferenceJob: an endpoint with a queue, on a snapshot of a model version."""
+
+    name: Name
+    model: ModelSpec
+
+
+class GpuSpec(Frozen):
+    """One GPU, as NVML reports it; every field but index and name may be unknown."""
+
+    index: int
+    name: str
+    uuid: str | None = None
+    memory_mib: int | None = None
+    compute_capability: float | None = None
+    driver_version: str | None = None
+    cuda_version: str | None = None
+
+
+class Machine(Frozen):
+    """What a worker's machine has. Memory and disk in MiB."""
+
+    hostname: str
+    cpu_count: int = Field(ge=1)
+    memory_mib: int = Field(ge=1)
+    disk_free_mib: int = Field(ge=0)
+    gpus: tuple[GpuSpec, ...] = ()
+    architecture: str = ""
+    python: str = ""

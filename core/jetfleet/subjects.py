@@ -1,0 +1,136 @@
+"""Every subject of the system, its literal shape above the one function both sides call.
+
+Tokens are names (``[a-z0-9][a-z0-9_-]*`` without ``__``, at most 63 characters); ``*`` is accepted
+where a subscriber wants any. Nothing else in the project spells a subject.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+ANY = "*"
+NOBODY = "-"  # the worker token of an outcome that no worker said (conductor, gateway)
+DEFAULT_CLASS = "normal"
+NAME = re.compile(r"^[a-z0-9](?:[a-z0-9-]|_(?!_)){0,62}$")  # no "__": it separates consumer names
+
+
+def is_name(token: str) -> bool:
+    """Whether a token can stand in a subject as the name of a tenant, model, job or worker."""
+    return NAME.match(token) is not None
+
+
+def shard_of(job: str, shards: int) -> int:
+    """The queue shard of a job: crc32 of its name modulo the number of shards."""
+    return zlib.crc32(job.encode()) % shards
+
+
+# -- registry
+# jf.reg.<tenant>.model.<model>.<verb>
+def model_event(tenant: str, model: str, verb: str) -> str:
+    return f"jf.reg.{tenant}.model.{model}.{verb}"
+
+
+# jf.reg.<tenant>.job.<job>.<verb>
+def job_event(tenant: str, job: str, verb: str) -> str:
+    return f"jf.reg.{tenant}.job.{job}.{verb}"
+
+
+# -- invocations
+# jf.inv.<shard>.<tenant>.<job>.queued.<class>
+def queued(shard: int | str, tenant: str, job: str, priority_class: str = DEFAULT_CLASS) -> str:
+    return f"jf.inv.{shard}.{tenant}.{job}.queued.{priority_class}"
+
+
+# jf.inv.<shard>.<tenant>.<job>.cancel
+def cancel(shard: int | str, tenant: str, job: str) -> str:
+    return f"jf.inv.{shard}.{tenant}.{job}.cancel"
+
+
+# jf.inv.<shard>.<tenant>.<job>.started.<worker>
+def started(shard: int | str, tenant: str, job: str, worker: str) -> str:
+    return f"jf.inv.{shard}.{tenant}.{job}.started.{worker}"
+
+
+# jf.inv.<shard>.<tenant>.<job>.done.<origin>.<worker>
+def done(shard: int | str, tenant: str, job: str, origin: str, worker: str) -> str:
+    return f"jf.inv.{shard}.{tenant}.{job}.done.{origin}.{worker}"
+
+
+# jf.q.<shard>.<tenant>.<job>.<class>: the queue's copy of `queued`, in stream Q<shard>
+def queue(shard: int | str, tenant: str, job: str, priority_class: str = DEFAULT_CLASS) -> str:
+    return f"jf.q.{shard}.{tenant}.{job}.{priority_class}"
+
+
+# jf.out.<invocation>.<worker>: chunks while streaming, not stored
+def output(invocation: str, worker: str) -> str:
+    return f"jf.out.{invocation}.{worker}"
+
+
+# -- payloads over the inline limit, in pieces (stream PAYLOADS) --------------------------------
+# jf.blob.<tenant>.<job>.in.<blob>.<n>
+def input_blob(tenant: str, job: str, blob: str, piece: int | str) -> str:
+    return f"jf.blob.{tenant}.{job}.in.{blob}.{piece}"
+
+
+# jf.blob.<tenant>.<job>.out.<worker>.<blob>.<n>
+def output_blob(tenant: str, job: str, worker: str, blob: str, piece: int | str) -> str:
+    return f"jf.blob.{tenant}.{job}.out.{worker}.{blob}.{piece}"
+
+
+# -- fleet
+# jf.fleet.<worker>.<verb>
+def fleet(worker: str, verb: str) -> str:
+    return f"jf.fleet.{worker}.{verb}"
+
+
+# jf.ctl.<tenant>.<job>.<verb>.<worker>
+def control(tenant: str, job: str, verb: str, worker: str) -> str:
+    return f"jf.ctl.{tenant}.{job}.{verb}.{worker}"
+
+
+# jf.tel.<worker>: heartbeats
+def telemetry(worker: str) -> str:
+    return f"jf.tel.{worker}"
+
+
+# jf.cmd.<worker>: nudges that may be lost
+def command(worker: str) -> str:
+    return f"jf.cmd.{worker}"
+
+
+# -- services (request / reply) -----------------------------------------------------------------
+# jf.ask.query: named queries and read-only SQL, answered by the projector
+def ask_query() -> str:
+    return "jf.ask.query"
+
+
+# jf.auth.<worker>: a worker asks for the credentials of a job assigned to it
+def ask_credentials(worker: str) -> str:
+    return f"jf.auth.{worker}"
+
+
+# -- filters
+ALL_INVOCATIONS = "jf.inv.>"
+ALL_QUEUED = queued(ANY, ANY, ANY, ANY)
+ALL_REGISTRY = "jf.reg.>"
+ALL_FLEET = "jf.fleet.>"
+ALL_CONTROL = "jf.ctl.>"
+ALL_TELEMETRY = telemetry(ANY)
+ALL_PAYLOADS = "jf.blob.>"
+
+
+# -- consumers and streams of the queue -----------------------------------------------------------
+def queue_stream(shard: int | str) -> str:
+    """Q<shard>: the WorkQueue stream that holds a shard's unfinished invocations."""
+    return f"Q{shard}"
+
+
+def job_consumer(tenant: str, job: str, priority_class: str = DEFAULT_CLASS) -> str:
+    """The durable pull consumer shared by every replica of a job."""
+    return f"{tenant}__{job}__{priority_class}"
+
+
+def worker_consumer(worker: str) -> str:
+    """The durable pull consumer on FLEET through which a worker hears of its assignments."""
+    return f"W_{worker}"

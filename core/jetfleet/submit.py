@@ -1,0 +1,260 @@
+"""Submitting: validate, keep big inputs out of the event, append once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from pydantic_core import PydanticSerializationError
+
+from jetfleet import blobs, subjects
+from jetfleet.clock import new_id
+from jetfleet.connection import Connection
+from jetfleet.errors import (
+    BrokerUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobDisabled,
+    PayloadTooLarge,
+    QueueFull,
+)
+from jetfleet.events import InvocationCompleted, InvocationQueued, Stamp, decode, encode
+from jetfleet.fleet import JobState
+from jetfleet.outcomes import Outcomes, Waiter
+from jetfleet.registry import Registry
+from jetfleet.settings import Settings
+from jetfleet.streams import INVOCATIONS
+
+GAUGE_FRESH_S = 1.0
+KEY_LIMIT = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asks for; see ``Client.submit``."""
+
+    job: str
+    input: Any
+    stream: bool = False
+    timeout_s: float | None = None
+    ttl_s: float | None = None
+    idempotency_key: str | None = None
+    trace: str | None = None
+
+
+@dataclass(slots=True)
+class Gauge:
+    """An estimate of a job's unfinished invocations: the last look plus what we added since.
+
+    ``recent``: log positions of what we added and the queue, which follows the log within a
+    millisecond, may not have shown yet.
+    """
+
+    depth: int = 0
+    recent: deque[int] = field(default_factory=deque)
+    looked_at: float = float("-inf")
+    looking: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Submitter:
+    """See the module."""
+
+    connection: Connection
+    settings: Settings
+    registry: Registry
+    outcomes: Outcomes
+    stamp: Stamp
+    _gauges: dict[str, Gauge] = field(default_factory=dict)
+
+    async def submit(self, request: Request) -> tuple[Waiter, bool]:
+        """The waiter of the accepted invocation, and whether an earlier submit had made it."""
+        tenant = self.settings.tenant
+        state = self.registry.job(tenant, request.job)
+        if not self.connection.connected:
+            raise BrokerUnavailable
+        job = state or await self.registry.find_job(request.job)
+        _check(request, job)
+        await self._check_cap(job)
+        waiter = self.outcomes.expect(new_id(), request.job)
+        event = self._event(request, job, waiter.invocation)
+        body = await self._encode(event, request)
+        if request.stream:
+            await waiter.listen(self.connection)
+        key = request.idempotency_key
+        try:
+            stored = await self.connection.store(
+                subjects.queued(
+                    subjects.shard_of(request.job, self.settings.shards),
+                    tenant,
+                    request.job,
+                    job.spec.priority_class,
+                ),
+                body,
+                msg_id=_key_id(tenant, request.job, key) if key else waiter.invocation,
+                trace=request.trace,
+            )
+        except BaseException:
+            await waiter.stop()
+            raise
+        waiter.seq = stored.seq
+        if not stored.duplicate:
+            gauge = self._gauges[request.job]
+            gauge.depth += 1
+            gauge.recent.append(stored.seq)
+        if key and stored.duplicate:
+            return await self._earlier(stored.seq, event, waiter), True
+        return waiter, False
+
+    def _event(self, request: Request, job: JobState, invocation: str) -> InvocationQueued:
+        spec = job.spec
+        envelope = self.stamp(job.tenant, correlation=invocation, trace=request.trace)
+        ttl = spec.queue_ttl_s if request.ttl_s is None else request.ttl_s
+        return InvocationQueued(
+            **envelope,
+            data=InvocationQueued.Data(
+                invocation=invocation,
+                job=spec.name,
+                input=request.input,
+                origin=self.outcomes.origin,
+                stream=request.stream,
+                timeout_s=spec.timeout_s if request.timeout_s is None else request.timeout_s,
+                expires_at=envelope["time"] + timedelta(seconds=ttl),
+                priority_class=spec.priority_class,
+                idempotency_key=request.idempotency_key,
+            ),
+        )
+
+    async def _encode(self, event: InvocationQueued, request: Request) -> bytes:
+        """The event's bytes, its input moved to the payload store when it is big."""
+        try:
+            body = encode(event)
+        except PydanticSerializationError as error:
+            raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
+        if len(body) <= self.settings.inline_limit:
+            return body
+        text = blobs.to_json(request.input)
+        if len(text) > self.settings.payload_limit:
+            raise PayloadTooLarge(
+                f"the input is {len(text):,} bytes of JSON; "
+                f"this installation takes {self.settings.payload_limit:,}"
+            )
+        data = event.data
+        ref = await blobs.write(
+            self.connection,
+            text,
+            data.invocation,
+            lambda n: subjects.input_blob(event.tenant, data.job, data.invocation, n),
+        )
+        return encode(
+            event.model_copy(
+                update={"data": data.model_copy(update={"input": None, "input_ref": ref})}
+            )
+        )
+
+    async def _earlier(self, seq: int, event: InvocationQueued, waiter: Waiter) -> Waiter:
+        """The waiter of the invocation that this idempotency key made before."""
+        await waiter.stop()
+        answer = await self.connection.api(f"STREAM.MSG.GET.{INVOCATIONS}", {"seq": seq})
+        before = decode(blobs.decode_stored(answer["message"]))
+        if not isinstance(before, InvocationQueued) or not await self._same(before, event):
+            raise IdempotencyMismatch(
+                f"idempotency key {event.data.idempotency_key!r} was used before with another "
+                "input; use a new key for a new request"
+            )
+        known = self.outcomes.waiting.get(before.data.invocation)
+        if known is not None:
+            return known
+        again = self.outcomes.expect(before.data.invocation, before.data.job)
+        again.seq = seq
+        await self.outcomes.watch(again, before.data.origin, seq)
+        return again
+
+    async def _same(self, before: InvocationQueued, now: InvocationQueued) -> bool:
+        if before.data.input_ref is None:
+            return bool(before.data.input == now.data.input)
+        digest = hashlib.sha256(blobs.to_json(now.data.input)).hexdigest()
+        return before.data.input_ref.sha256 == digest
+
+    # -- the queue's cap
+
+    async def _check_cap(self, job: JobState) -> None:
+        """Refuse above the job's cap, from an estimate that is checked with the broker near it."""
+        gauge = self._gauges.setdefault(job.spec.name, Gauge())
+        now = asyncio.get_running_loop().time()
+        if gauge.depth >= job.spec.queue_cap or gauge.looked_at == float("-inf"):
+            await self._look(gauge, job)
+        elif now - gauge.looked_at > GAUGE_FRESH_S and not gauge.looking:
+            self.connection.spawn(self._look(gauge, job))
+        if gauge.depth >= job.spec.queue_cap:
+            raise QueueFull(
+                f"inference job {job.spec.name!r} has {gauge.depth:,} unfinished invocations, "
+                f"its cap is {job.spec.queue_cap:,}; try again later",
+                retry_after_s=1.0,
+            )
+
+    async def _look(self, gauge: Gauge, job: JobState) -> None:
+        gauge.looking = True
+        try:
+            depth, position = await queue_depth(self.connection, job, self.settings.shards)
+            while gauge.recent and gauge.recent[0] <= position:
+                gauge.recent.popleft()
+            gauge.depth = depth + len(gauge.recent)
+            gauge.looked_at = asyncio.get_running_loop().time()
+        finally:
+            gauge.looking = False
+
+
+async def queue_depth(connection: Connection, job: JobState, shards: int) -> tuple[int, int]:
+    """Unfinished invocations of a job, and up to which log position the queue shows them."""
+    shard = subjects.shard_of(job.spec.name, shards)
+    wanted = subjects.queue(shard, job.tenant, job.spec.name, subjects.ANY)
+    info = await connection.api(
+        f"STREAM.INFO.{subjects.queue_stream(shard)}", {"subjects_filter": wanted}
+    )
+    counts: dict[str, int] = info["state"].get("subjects") or {}
+    sources: list[dict[str, Any]] = info.get("sources") or [{}]
+    return sum(counts.values()), sources[0].get("seq", 0)
+
+
+async def read_output(connection: Connection, outcome: InvocationCompleted) -> Any:
+    """The output of a completed invocation, from the event or from the payload store."""
+    ref, data = outcome.data.output_ref, outcome.data
+    if ref is None:
+        return data.output
+    worker = ref.worker or ""
+    text = await blobs.read(
+        connection,
+        ref,
+        lambda n: subjects.output_blob(outcome.tenant, data.job, worker, ref.blob, n),
+    )
+    return json.loads(text)
+
+
+def _check(request: Request, job: JobState) -> None:
+    spec = job.spec
+    if not job.enabled:
+        raise JobDisabled(f"inference job {spec.name!r} is disabled; enable it first")
+    for name, value, limit in (
+        ("timeout_s", request.timeout_s, spec.timeout_s),
+        ("ttl_s", request.ttl_s, spec.queue_ttl_s),
+    ):
+        if value is not None and not 0 < value <= limit:
+            raise InvalidRequest(
+                f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
+                field=name,
+            )
+    key = request.idempotency_key
+    if key is not None and not 0 < len(key) <= KEY_LIMIT:
+        raise InvalidRequest(
+            f"an idempotency key has 1 to {KEY_LIMIT} characters", field="Idempotency-Key"
+        )
+
+
+def _key_id(tenant: str, job: str, key: str) -> str:
+    return "key." + hashlib.sha256(f"{tenant}\n{job}\n{key}".encode()).hexdigest()

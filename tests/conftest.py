@@ -1,0 +1,57 @@
+"""Fixtures shared by all tests: a real broker per test, on free ports."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from jetfleet.server import Broker
+from jetfleet.settings import Settings
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Integration tests run on asyncio; mark them ``@pytest.mark.anyio``."""
+    return "asyncio"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def new_broker(data_dir: Path) -> Broker:
+    client, websocket, monitor = free_ports(3)
+    return Broker(data_dir, port=client, websocket_port=websocket, monitor_port=monitor)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A running nats-server with its own store, accounts and streams."""
+    from jetfleet.setup import ensure_streams
+
+    running = new_broker(tmp_path / "broker")
+    await running.start()
+    try:
+        await ensure_streams(settings_for(running))
+        yield running
+    finally:
+        await running.stop()
+
+
+def settings_for(broker: Broker, **overrides: object) -> Settings:
+    """Settings that point at this broker."""
+    values: dict[str, object] = {"nats_url": broker.url, "data_dir": broker.data_dir, **overrides}
+    return Settings(**values)  # type: ignore[arg-type]  # pydantic validates them
+
+
+@pytest.fixture
+def settings(broker: Broker) -> Iterator[Settings]:
+    yield settings_for(broker)
