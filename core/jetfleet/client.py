@@ -17,7 +17,7 @@ from jetfleet.errors import (
     InvocationExpired,
     InvocationFailed,
 )
-from jetfleet.events import InvocationCompleted, OutcomeEvent, Stamp
+from jetfleet.events import InvocationCompleted, OutcomeEvent
 from jetfleet.log import LogReader, Record, Start, read_records
 from jetfleet.lookup import Lookup
 from jetfleet.outcomes import Outcomes, Waiter
@@ -25,6 +25,7 @@ from jetfleet.queries import Rows
 from jetfleet.registry import Change, Registry
 from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec, ModelSpec
+from jetfleet.stamp import Stamp
 from jetfleet.streams import INVOCATIONS
 from jetfleet.submit import Request, Submitter, read_output
 from jetfleet.views import InvocationView

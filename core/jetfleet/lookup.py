@@ -12,10 +12,11 @@ from jetfleet import queries, subjects
 from jetfleet.clock import id_time
 from jetfleet.connection import Connection
 from jetfleet.errors import Conflict, InvocationNotFound, OutcomePending, QueryUnavailable
-from jetfleet.events import InvocationCancelRequested, OutcomeEvent, Stamp, encode
+from jetfleet.events import InvocationCancelRequested, OutcomeEvent, encode
 from jetfleet.log import LogReader, Start, record
 from jetfleet.outcomes import Waiter, watch
 from jetfleet.settings import Settings
+from jetfleet.stamp import Stamp
 from jetfleet.streams import INVOCATIONS
 from jetfleet.views import InvocationView, evolve_view, view_of_row
 

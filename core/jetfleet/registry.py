@@ -23,12 +23,12 @@ from jetfleet.events import (
     JobEnabled,
     JobUpdated,
     ModelRegistered,
-    Stamp,
     encode,
 )
 from jetfleet.fleet import JobState, RegistryState, evolve_registry
 from jetfleet.log import LogReader, read_records
 from jetfleet.specs import JobSpec, ModelSpec
+from jetfleet.stamp import Stamp
 from jetfleet.streams import REGISTRY
 
 logger = logging.getLogger("jetfleet.registry")

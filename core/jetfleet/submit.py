@@ -23,11 +23,12 @@ from jetfleet.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from jetfleet.events import InvocationCompleted, InvocationQueued, Stamp, decode, encode
+from jetfleet.events import InvocationCompleted, InvocationQueued, decode, encode
 from jetfleet.fleet import JobState
 from jetfleet.outcomes import Outcomes, Waiter
 from jetfleet.registry import Registry
 from jetfleet.settings import Settings
+from jetfleet.stamp import Stamp
 from jetfleet.streams import INVOCATIONS
 
 GAUGE_FRESH_S = 1.0

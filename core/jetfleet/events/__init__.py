@@ -17,7 +17,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from jetfleet.events.envelope import EnvelopeFields, Event, InvalidEvent, Stamp
+from jetfleet.events.envelope import Event, InvalidEvent
 from jetfleet.events.fleet import (
     Candidate,
     GpuLoad,
@@ -117,7 +117,6 @@ __all__ = [
     "BlobRef",
     "Candidate",
     "ControlEvent",
-    "EnvelopeFields",
     "Event",
     "Failure",
     "FleetEvent",
@@ -148,7 +147,6 @@ __all__ = [
     "ReplicaReady",
     "ReplicaReleased",
     "ReplicaStopped",
-    "Stamp",
     "Why",
     "WorkerDraining",
     "WorkerHeartbeat",

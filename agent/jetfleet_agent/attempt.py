@@ -1,0 +1,270 @@
+"""One invocation on this worker, from the message pulled to the outcome published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+from nats.aio.msg import Msg
+
+from jetfleet import blobs, subjects
+from jetfleet.errors import BrokerUnavailable
+from jetfleet.events import (
+    Failure,
+    InvocationCancelled,
+    InvocationCompleted,
+    InvocationExpired,
+    InvocationFailed,
+    InvocationQueued,
+    OutcomeEvent,
+)
+from jetfleet_agent.contracts import (
+    Call,
+    CallCancelled,
+    CallFailed,
+    InvalidOutput,
+    ModelExited,
+    Session,
+)
+from jetfleet_agent.replicas import Replica
+
+if TYPE_CHECKING:
+    from jetfleet_agent.worker import JobWorker
+
+logger = logging.getLogger("jetfleet.attempt")
+CANCEL_DEADLINE_S = 2.0  # a model that was asked to stop and did not is killed then
+TEXT_LIMIT = 16_000  # characters of a traceback or log tail kept in the log
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """An invocation in progress."""
+
+    owner: JobWorker
+    event: InvocationQueued
+    message: Msg
+    waiting: bool = True  # for a replica
+    chunks: int = 0
+    attempt: int = 0
+    replica: Replica | None = None
+    run_s: float | None = None
+    history: list[str] = field(default_factory=list)
+    _cancel_reason: str | None = None
+    _timed_out: bool = False
+    _stopping: bool = False
+    _began: float = 0.0
+    _call: tuple[Replica, Session, Call] | None = None
+    _over: asyncio.Future[None] | None = None
+
+    @property
+    def invocation(self) -> str:
+        return self.event.data.invocation
+
+    def cancel(self, reason: str) -> None:
+        """Ask for it to end; the first reason is kept."""
+        if self._cancel_reason is None:
+            self._cancel_reason = reason
+            self._stop_call()
+
+    async def run(self, cancelled: str | None) -> bool:
+        """See it to its outcome; False when it was handed back instead."""
+        owner, data = self.owner, self.event.data
+        delivered = int(self.message.reply.rsplit(".", 5)[1])
+        if cancelled is not None:
+            await self._publish(self._cancelled_event(cancelled))
+        elif delivered == 1 and owner.now() > data.expires_at:
+            expired = InvocationExpired.Data(**self._facts(), expires_at=data.expires_at)
+            await self._publish(InvocationExpired(**self._envelope(), data=expired))
+        elif delivered > owner.spec.retry_limit + 1:
+            self.attempt = delivered - 1
+            await self._publish(self._failed("attempts_exhausted", self._exhausted(delivered)))
+        else:
+            outcome = await self._attempts(delivered)
+            if outcome is None:
+                await owner.hand_back(self)
+                return False
+            await self._publish(outcome)
+        return True
+
+    def _exhausted(self, delivered: int) -> str:
+        return (
+            f"{delivered - 1} attempts were lost with their workers or models; "
+            f"retry_limit allows {self.owner.spec.retry_limit} more than the first"
+        )
+
+    async def _attempts(self, delivered: int) -> OutcomeEvent | None:
+        """Run it, again when the model's process ended under it; None: hand it back."""
+        try:
+            text = await self._input()
+        except blobs.BlobUnreadable as error:
+            return self._failed("invalid_input", str(error))
+        except BrokerUnavailable:
+            return None
+        self.attempt = delivered - 1
+        limit = self.owner.spec.retry_limit + 1
+        while True:
+            replica = self.owner.choose() or await self._replica_back()
+            if replica is None:
+                return None
+            self.attempt += 1
+            try:
+                return await self._attempt(replica, text)
+            except ModelExited as error:
+                self.waiting = True
+                self.history.append(f"attempt {self.attempt}: {error.message}")
+                logger.info("↻ %s: %s", self.invocation, error.message)
+                if self._cancel_reason is not None:
+                    return self._cancelled_event(self._cancel_reason)
+                if self.attempt >= limit:
+                    return self._failed("model_exited", error.message, error.detail)
+
+    async def _replica_back(self) -> Replica | None:
+        """Wait for a replica that is being restarted; None when there is none to wait for."""
+        owner = self.owner
+        while any(not replica.stopping and replica.failure is None for replica in owner.replicas):
+            if owner.draining:
+                return None
+            if (replica := owner.choose()) is not None:
+                return replica
+            await owner.slot_event()
+        return None
+
+    async def _attempt(self, replica: Replica, text: bytes) -> OutcomeEvent:
+        """One run in one replica. Raises ModelExited."""
+        owner, data = self.owner, self.event.data
+        self.replica, self.waiting = replica, False
+        replica.running += 1
+        self.chunks = 0
+        await owner.publisher.started(self.event, replica.id, self.attempt)
+        logger.debug("→ %s attempt %d", self.invocation, self.attempt)
+        call = Call(self.invocation, text, stream=data.stream, on_chunk=self._on_chunk)
+        self._began = began = time.monotonic()
+        try:
+            raw = await self._invoke(replica, call)
+            output = pydantic_core.from_json(raw, allow_inf_nan=False)
+        except CallFailed as error:
+            if self._timed_out or self._cancel_reason is not None:
+                return self._stopped_event(replica)
+            if isinstance(error, ModelExited):
+                raise
+            code = "invalid_output" if isinstance(error, InvalidOutput) else "model_error"
+            return self._failed(code, error.message, error.detail)
+        except ValueError as error:
+            return self._failed("invalid_output", f"the model's answer is not JSON: {error}")
+        else:
+            replica.well()
+            return self._completed(output)
+        finally:
+            self.run_s = time.monotonic() - began
+            owner.finished += 1
+            owner.busy_s += self.run_s
+            replica.running -= 1
+            owner.slots_changed()
+
+    def _stopped_event(self, replica: Replica) -> OutcomeEvent:
+        """The outcome of a call that we ended: too long, or cancelled."""
+        if self._cancel_reason is not None:
+            return self._cancelled_event(self._cancel_reason)
+        limit = self.event.data.timeout_s
+        tail = "\n".join(replica.tail())
+        return self._failed("timeout", f"it ran longer than timeout_s ({limit:g} s)", tail)
+
+    async def _invoke(self, replica: Replica, call: Call) -> bytes:
+        """The call, which a timeout or a cancellation ends from outside by stopping the model."""
+        session = replica.session
+        if session is None:
+            raise ModelExited("the model's process ended before the call")
+        if self._cancel_reason is not None:
+            raise CallCancelled("cancelled before it began")
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self.event.data.timeout_s, self._on_timeout)
+        self._call, self._over = (replica, session, call), loop.create_future()
+        try:
+            return await session.invoke(call)
+        finally:
+            timer.cancel()
+            self._call = None
+            self._over.set_result(None)
+
+    def _on_timeout(self) -> None:
+        self._timed_out = True
+        self._stop_call()
+
+    def _stop_call(self) -> None:
+        if self._call is not None and not self._stopping:
+            self._stopping = True
+            self.owner.link.connection.spawn(self._stop(*self._call))
+
+    async def _stop(self, replica: Replica, session: Session, call: Call) -> None:
+        """Ask the model to stop this call, and kill it when it cannot or does not."""
+        over = self._over
+        try:
+            if over is not None and await session.cancel(call.id):
+                await asyncio.wait({over}, timeout=CANCEL_DEADLINE_S)
+            if over is not None and not over.done():
+                logger.warning("! %s does not stop: its model is killed", self.invocation)
+                await replica.kill()
+        finally:
+            self._stopping = False
+
+    def _on_chunk(self, text: bytes) -> None:
+        number = self.chunks
+        self.chunks += 1
+        self.owner.send_chunk(self.invocation, number, text)
+
+    async def _input(self) -> bytes:
+        data = self.event.data
+        ref = data.input_ref
+        if ref is None:
+            return pydantic_core.to_json(data.input)
+        owner = self.owner
+        return await blobs.read(
+            owner.link.connection,
+            ref,
+            lambda n: subjects.input_blob(owner.tenant, data.job, ref.blob, n),
+        )
+
+    # -- outcomes
+
+    async def _publish(self, outcome: OutcomeEvent) -> None:
+        await self.owner.publisher.outcome(self.event, outcome)
+        if isinstance(outcome, InvocationCompleted):
+            logger.debug("← %s %.4f s", self.invocation, self.run_s or 0)
+        elif isinstance(outcome, InvocationFailed):
+            logger.info("! %s: %s", self.invocation, outcome.data.error.message)
+        else:
+            logger.info("⊘ %s %s", self.invocation, outcome.type.rsplit(".", 1)[1])
+
+    def _envelope(self) -> Any:
+        return self.owner.stamp(self.owner.tenant, cause=self.event)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "invocation": self.invocation,
+            "job": self.owner.spec.name,
+            "worker": self.owner.worker,
+            "replica": self.replica.id if self.replica else None,
+            "attempt": self.attempt,
+            "run_s": time.monotonic() - self._began if self._began else None,
+            "chunks": self.chunks,
+        }
+
+    def _completed(self, output: Any) -> InvocationCompleted:
+        data = InvocationCompleted.Data(**self._facts(), output=output)
+        return InvocationCompleted(**self._envelope(), data=data)
+
+    def _failed(self, code: Any, message: str, detail: str = "") -> InvocationFailed:
+        error = Failure(
+            code=code, message=message[:TEXT_LIMIT], detail=detail[-TEXT_LIMIT:],
+            history=tuple(self.history),
+        )  # fmt: skip
+        data = InvocationFailed.Data(**self._facts(), error=error)
+        return InvocationFailed(**self._envelope(), data=data)
+
+    def _cancelled_event(self, reason: str) -> InvocationCancelled:
+        data = InvocationCancelled.Data(**self._facts(), reason=reason)
+        return InvocationCancelled(**self._envelope(), data=data)

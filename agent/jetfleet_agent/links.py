@@ -1,0 +1,106 @@
+"""Connections of a worker: one as itself, one per assigned job with rights on that alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jetfleet import jwt, subjects
+from jetfleet.connection import Connection, NoResponders
+from jetfleet.errors import BrokerUnavailable, JetfleetError
+
+logger = logging.getLogger("jetfleet.links")
+RETRY_S = 0.2
+RENEW_AT = 0.7  # of a token's life
+
+
+class NotAssigned(JetfleetError):
+    """The conductor gives no rights on this job: it is not assigned to this worker."""
+
+    code = "not_assigned"
+
+
+@dataclass(slots=True)
+class WorkerKey:
+    """The worker's own key and its token as a worker."""
+
+    path: Path
+    seed: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.seed = jwt.parse_credentials(self.path.read_text())[1]
+
+    @property
+    def public_key(self) -> str:
+        return jwt.public_key(self.seed)
+
+
+@dataclass(slots=True)
+class JobToken:
+    """A credential source: the job's token, signed for with the worker's key."""
+
+    key: WorkerKey
+    text: str
+    expires_at: float
+
+    def token(self) -> str:
+        return self.text
+
+    def sign(self, nonce: str) -> bytes:
+        return jwt.sign_nonce(self.key.seed, nonce)
+
+
+@dataclass(slots=True, eq=False)
+class JobLink:
+    """The connection for one job; its token is renewed while it lives."""
+
+    connection: Connection
+    token: JobToken
+    _renewal: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, base: Connection, key: WorkerKey, worker: str, tenant: str, job: str
+    ) -> JobLink:
+        """Raises NotAssigned when the job is not this worker's."""
+        text, expires = await _ask(base, worker, tenant, job)
+        token = JobToken(key, text, expires)
+        connection = await Connection.open(
+            base.url, token, user=worker, name=f"worker-{worker}/{job}"
+        )
+        link = cls(connection, token)
+        link._renewal = asyncio.create_task(link._renew(base, worker, tenant, job))
+        return link
+
+    async def close(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        await self.connection.close()
+
+    async def _renew(self, base: Connection, worker: str, tenant: str, job: str) -> None:
+        while True:
+            await asyncio.sleep(max(1.0, (self.token.expires_at - time.time()) * RENEW_AT))
+            try:
+                self.token.text, self.token.expires_at = await _ask(base, worker, tenant, job)
+            except NotAssigned as error:
+                logger.info("%s", error)
+                return
+            await self.connection.refresh()
+
+
+async def _ask(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:
+    """A token for a job, waiting for a conductor as long as it takes."""
+    request = json.dumps({"tenant": tenant, "job": job}).encode()
+    while True:
+        try:
+            answer = json.loads(await base.request(subjects.ask_credentials(worker), request, 2.0))
+        except (NoResponders, BrokerUnavailable):
+            await asyncio.sleep(RETRY_S)
+            continue
+        if "error" in answer:
+            raise NotAssigned(answer["error"])
+        return answer["token"], float(answer["expires_at"])

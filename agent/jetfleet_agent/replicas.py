@@ -1,0 +1,150 @@
+"""One replica: a model started, made ready, restarted when it ends by itself, stopped when told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jetfleet.specs import JobSpec
+from jetfleet_agent.contracts import Session, contract_of
+from jetfleet_agent.runtimes import Instance, StartFailed, describe_exit, runtime_of
+
+logger = logging.getLogger("jetfleet.replica")
+STOP_GRACE_S = 5.0
+RESTARTS = 5  # in a row, without a call in between that ended well
+BACKOFF_S = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """See the module.
+
+    Args:
+        changed: called whenever the replica begins or ceases to serve.
+        max_output_bytes: larger outputs are invalid.
+    """
+
+    id: str
+    tenant: str
+    spec: JobSpec
+    workdir: Path
+    changed: Callable[[], None]
+    max_output_bytes: int
+    running: int = 0  # calls in it
+    restarts: int = 0
+    session: Session | None = None
+    instance: Instance | None = None
+    stopping: bool = False
+    failure: StartFailed | None = None
+    _streak: int = 0
+    _watch: asyncio.Task[None] | None = None
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def serving(self) -> bool:
+        return self.session is not None and not self.stopping
+
+    @property
+    def free(self) -> int:
+        """Calls it could take now."""
+        return self.spec.concurrency - self.running if self.serving else 0
+
+    def tail(self) -> tuple[str, ...]:
+        """The model's last lines of output."""
+        return self.instance.tail() if self.instance is not None else ()
+
+    async def start(self, on_lost: Callable[[Replica], Awaitable[None]]) -> None:
+        """Start the model and return when it serves; ``on_lost``: it ended and does not come back.
+
+        Raises:
+            StartFailed: it could not be started or made ready.
+        """
+        await self._start_once()
+        self._watch = asyncio.create_task(self._keep_alive(on_lost))
+
+    async def _start_once(self) -> None:
+        model = self.spec.model
+        contract = contract_of(model.contract, max_output_bytes=self.max_output_bytes)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        launch = contract.launch(model, self.spec.concurrency, self.workdir)
+        self.instance = instance = await runtime_of(model.runtime).start(launch)
+        session = contract.session(model, instance, launch, self.spec.concurrency)
+        try:
+            async with asyncio.timeout(model.startup_timeout_s):
+                await session.ready()
+        except TimeoutError:
+            tail = instance.tail()
+            await self._discard(session, instance)
+            raise StartFailed(
+                f"it was not ready within {model.startup_timeout_s:g} s (startup_timeout_s)", tail
+            ) from None
+        except BaseException:
+            await self._discard(session, instance)
+            raise
+        self.session = session
+        self.changed()
+
+    async def _discard(self, session: Session, instance: Instance) -> None:
+        with contextlib.suppress(Exception):
+            await session.close()
+        await instance.stop(0.2)
+
+    async def _keep_alive(self, on_lost: Callable[[Replica], Awaitable[None]]) -> None:
+        """Start it again when its process ends; give up after some in a row."""
+        while True:
+            instance, session = self.instance, self.session
+            assert instance is not None and session is not None
+            status = await asyncio.shield(instance.exited)
+            if self.stopping:
+                return
+            self.session = None
+            self.changed()
+            await self._discard(session, instance)
+            self.restarts += 1
+            self._streak += 1
+            logger.warning("! replica of %s %s", self.spec.name, describe_exit(status))
+            try:
+                if self._streak > RESTARTS:
+                    raise StartFailed(
+                        f"its process {describe_exit(status)}, {self._streak} times in a row",
+                        instance.tail(),
+                    )
+                await asyncio.sleep(BACKOFF_S * 2 ** (self._streak - 1) - BACKOFF_S)
+                await self._start_once()
+            except StartFailed as error:
+                self.failure = error
+                await on_lost(self)
+                return
+
+    def well(self) -> None:
+        """A call ended well: earlier crashes do not count any more."""
+        self._streak = 0
+
+    async def kill(self) -> None:
+        """End a model that does not obey; it is started again by itself."""
+        instance = self.instance
+        self.session = None
+        self.changed()
+        if instance is not None:
+            await instance.stop(0)
+
+    async def stop(self) -> None:
+        """End it for good; nothing of it is left."""
+        self.stopping = True
+        self.changed()
+        if self._watch is not None:
+            self._watch.cancel()
+        async with self._lock:
+            session, self.session = self.session, None
+            instance, self.instance = self.instance, None
+            if session is not None:
+                with contextlib.suppress(Exception):
+                    await session.close()
+            if instance is not None:
+                await instance.stop(STOP_GRACE_S)
+            await asyncio.to_thread(shutil.rmtree, self.workdir, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""What a replica runs in, behind one protocol: child processes now, containers later.
+
+Kept light, because the host process of a function imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from pathlib import Path
+
+    from jetfleet.specs import RuntimeName
+
+
+class Launch(NamedTuple):
+    """How to start one instance; a plain value, so that starting can be tried again.
+
+    ``env`` is laid over what the runtime gives every model. ``directory`` None: the agent's own.
+    With ``channel`` the runtime makes a connected pair of stream sockets: ``Instance.channel`` is
+    the agent's end, and the number of the model's end is in its environment as ``CHANNEL_ENV``.
+    ``port`` is where a server was told to listen, on loopback.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    directory: Path | None = None
+    channel: bool = False
+    port: int | None = None
+
+
+CHANNEL_ENV = "JETFLEET_CHANNEL"
+
+
+class StartFailed(Exception):
+    """A model could not be started or made ready. ``reason`` is one sentence for people."""
+
+    def __init__(self, reason: str, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.log_tail = log_tail
+
+
+class Instance(Protocol):
+    """One started process (later: container)."""
+
+    pid: int | None
+    exited: asyncio.Future[int]
+    """Exit status (negative: the signal that ended it). Set once, when its output was read.
+
+    Several parties wait for it: through ``asyncio.shield`` or ``asyncio.wait``, because a
+    cancelled ``await`` of a future cancels the future itself."""
+    channel: socket.socket | None
+    """The agent's end of the channel that the launch asked for; the contract takes it over."""
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines of its output (stdout and stderr), oldest first; bounded."""
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM to its process group, SIGKILL after ``grace_s``; returns when all are gone."""
+
+
+class Runtime(Protocol):
+    """Starts instances."""
+
+    async def start(self, launch: Launch) -> Instance:
+        """Raises StartFailed when there is no process to speak of (no such program, ...)."""
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words: ``exited with status 3``, ``was killed by SIGSEGV``."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def runtime_of(name: RuntimeName) -> Runtime:
+    """The runtime of this name; one per agent.
+
+    Raises:
+        StartFailed: this release has no such runtime.
+    """
+    if name == "process":
+        from jetfleet_agent.runtimes.process import process_runtime
+
+        return process_runtime()
+    raise StartFailed(
+        f"the {name} runtime comes with a later release; use runtime: process with a function or"
+        " a command"
+    )

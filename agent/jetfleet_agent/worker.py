@@ -1,0 +1,235 @@
+"""Serving one job on this worker: pull for free slots, run, publish the outcome, acknowledge.
+
+The order is the promise: the model runs, the outcome is in the log, then the queue forgets the
+message. What dies in between is delivered again, and the first outcome in the log counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from jetfleet import subjects
+from jetfleet.events import InvalidEvent, InvocationQueued, JobLoad, decode
+from jetfleet.specs import JobSpec
+from jetfleet.stamp import Stamp
+from jetfleet_agent.attempt import Task
+from jetfleet_agent.links import JobLink
+from jetfleet_agent.outcome import Publisher
+from jetfleet_agent.pulls import Pull
+from jetfleet_agent.replicas import Replica
+
+logger = logging.getLogger("jetfleet.worker")
+ACK, NAK, TERM, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
+CANCELS_KEPT = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class JobWorker:
+    """One job on this worker: all of its replicas here, and its invocations in progress."""
+
+    link: JobLink
+    worker: str
+    tenant: str
+    spec: JobSpec
+    shard: int
+    stamp: Stamp
+    inline_limit: int
+    replicas: list[Replica] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)  # by invocation
+    draining: bool = False
+    finished: int = 0
+    busy_s: float = 0.0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    publisher: Publisher = field(init=False)
+    _pull: Pull = field(init=False)
+    _cancelled: dict[str, str] = field(default_factory=dict)  # invocation -> reason
+    _order: deque[str] = field(default_factory=deque)
+    _background: set[asyncio.Task[None]] = field(default_factory=set)
+    _progress: asyncio.Task[None] | None = None
+    _slot_waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.publisher = Publisher(
+            self.link.connection, self.worker, self.tenant, self.spec.name, self.shard,
+            self.stamp, self.inline_limit,
+        )  # fmt: skip
+        self._pull = Pull(
+            self.link.connection,
+            subjects.queue_stream(self.shard),
+            subjects.job_consumer(self.tenant, self.spec.name, self.spec.priority_class),
+            self._wanted,
+            self._take,
+        )
+        self.idle.set()
+
+    async def open(self) -> None:
+        await self.link.connection.subscribe(
+            subjects.cancel(self.shard, self.tenant, self.spec.name), self._on_cancel
+        )
+        self._progress = asyncio.create_task(self._keep_leases())
+        await self._pull.open()
+
+    async def close(self) -> None:
+        """Stop pulling and leave; what runs should have ended (``drain``)."""
+        await self._pull.close()
+        if self._progress is not None:
+            self._progress.cancel()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.link.close()
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing more and let what runs end; hand back what does not in time."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(within_s):
+                await self.idle.wait()
+        except TimeoutError:
+            for task in list(self.tasks.values()):
+                await self._say(task.message, NAK)
+                logger.info("↻ %s handed back", task.invocation)
+
+    # -- slots
+
+    def _wanted(self) -> int:
+        return 0 if self.draining else self._free()
+
+    def _free(self) -> int:
+        waiting = sum(task.waiting for task in self.tasks.values())
+        return sum(replica.free for replica in self.replicas) - waiting
+
+    def slots_changed(self) -> None:
+        """Call when a replica begins or ceases to serve, or a slot is free again."""
+        for waiter in self._slot_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._slot_waiters.clear()
+        self._pull.top_up()
+
+    async def slot_event(self) -> None:
+        """Return at the next change of slots."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._slot_waiters.append(waiter)
+        await waiter
+
+    def choose(self) -> Replica | None:
+        """The serving replica with most free slots."""
+        best = max(self.replicas, key=lambda replica: replica.free, default=None)
+        return best if best is not None and best.free > 0 else None
+
+    # -- messages
+
+    def _take(self, message: Msg) -> None:
+        try:
+            event = decode(message.data)
+        except InvalidEvent as error:
+            logger.error("! a message of %s is set aside: %s", self.spec.name, error)
+            self._soon(self._say(message, TERM))
+            return
+        ours = isinstance(event, InvocationQueued) and (event.tenant, event.data.job) == (
+            self.tenant,
+            self.spec.name,
+        )
+        if not ours or not isinstance(event, InvocationQueued):
+            logger.error("! a message of %s is not an invocation of it", self.spec.name)
+            self._soon(self._say(message, TERM))
+            return
+        known = self.tasks.get(event.data.invocation)
+        if known is not None:
+            known.message = message  # delivered again after a broker restart: acknowledge this one
+        elif self.draining or self._free() <= 0:
+            self._soon(self._say(message, NAK))
+        else:
+            self._begin(Task(self, event, message))
+
+    def _begin(self, task: Task) -> None:
+        self.tasks[task.invocation] = task
+        self.idle.clear()
+        self._soon(self._run(task))
+
+    async def _run(self, task: Task) -> None:
+        try:
+            done = await task.run(self._cancelled.get(task.invocation))
+            if done:
+                await self._say(task.message, ACK)
+        finally:
+            self.tasks.pop(task.invocation, None)
+            if not self.tasks:
+                self.idle.set()
+            self.slots_changed()
+
+    def send_chunk(self, invocation: str, number: int, text: bytes) -> None:
+        """Tasks begin in the order they are made, so chunks leave in order, before the outcome."""
+        self._soon(self.publisher.chunk(invocation, number, text))
+
+    async def hand_back(self, task: Task) -> None:
+        """Let another worker have it, at once."""
+        await self._say(task.message, NAK)
+
+    async def _say(self, message: Msg, word: bytes) -> None:
+        await self.link.connection.publish(message.reply, word)
+
+    async def _keep_leases(self) -> None:
+        """Tell the broker, three times per ``ack_wait``, that what runs here is alive."""
+        while True:
+            await asyncio.sleep(self.spec.ack_wait_s / 3)
+            for task in list(self.tasks.values()):
+                await self._say(task.message, PROGRESS)
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("! an invocation of %s broke", self.spec.name, exc_info=error)
+
+    # -- cancelling
+
+    def _on_cancel(self, message: Msg) -> None:
+        try:
+            event = decode(message.data)
+        except InvalidEvent as error:
+            logger.warning("a cancellation is set aside: %s", error)
+            return
+        if event.type == "jetfleet.invocation.cancel_requested":
+            self.cancel(event.data.invocation, event.data.reason)
+
+    def cancel(self, invocation: str, reason: str = "") -> None:
+        """Stop it if it runs here; remember it in case it is pulled later."""
+        if invocation not in self._cancelled:
+            self._cancelled[invocation] = reason
+            self._order.append(invocation)
+            if len(self._order) > CANCELS_KEPT:
+                del self._cancelled[self._order.popleft()]
+        task = self.tasks.get(invocation)
+        if task is not None:
+            task.cancel(reason)
+
+    # -- telemetry
+
+    def load(self) -> JobLoad:
+        serving = [replica for replica in self.replicas if replica.serving]
+        return JobLoad(
+            job=self.spec.name,
+            tenant=self.tenant,
+            replicas_ready=len(serving),
+            slots=sum(replica.spec.concurrency for replica in serving),
+            running=len(self.tasks),
+            finished=self.finished,
+            busy_s=round(self.busy_s, 6),
+        )
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)

@@ -1,0 +1,198 @@
+"""Placement: which worker runs a replica. Enough free memory first, then the least loaded.
+
+A pure function of an observation and ``now``. It also says which replicas to let go: of deleted
+jobs, above the wanted number, and of an older spec once the newer one serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from jetfleet.events import Candidate
+from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaState, WorkerState
+from jetfleet.specs import JobSpec, Resources
+
+NAME = "least-loaded"
+VERSION = 1
+RESERVED_MIB = 512  # of each worker's memory: the system and the agent itself
+LONGEST_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the policy sees: the two folds, as of their ``seq``."""
+
+    registry: RegistryState
+    fleet: FleetState
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Run a new replica of a job on a worker."""
+
+    tenant: str
+    spec: JobSpec
+    worker: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Drain and stop a replica."""
+
+    replica: ReplicaState
+    reason: str
+
+
+Decision = Assign | Release
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is left on a worker while a round of decisions is made."""
+
+    worker: WorkerState
+    memory_mib: int
+    gpus_mib: list[int]
+    replicas: int
+
+    @property
+    def load(self) -> float:
+        """Share of the worker's memory that is spoken for."""
+        return 1 - self.memory_mib / max(1, self.worker.machine.memory_mib)
+
+    def take(self, need: Resources) -> None:
+        self.memory_mib -= need.memory_mib
+        self.replicas += 1
+        gpu = self.gpu_for(need)
+        if need.gpu_memory_mib and gpu is not None:
+            self.gpus_mib[gpu] -= need.gpu_memory_mib
+
+    def gpu_for(self, need: Resources) -> int | None:
+        """Index of the first GPU with room and capability."""
+        for index, gpu in enumerate(self.worker.machine.gpus):
+            capable = need.gpu_capability is None or (
+                gpu.compute_capability is not None and gpu.compute_capability >= need.gpu_capability
+            )
+            if capable and self.gpus_mib[index] >= need.gpu_memory_mib:
+                return index
+        return None
+
+
+@dataclass(slots=True)
+class _Round:
+    rooms: Mapping[str, _Room]
+    failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]]
+    now: datetime
+    decisions: list[Decision] = field(default_factory=list)
+
+
+def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
+    """The decisions due now, in order; none when every job has what it wants."""
+    fleet, jobs = observation.fleet, observation.registry.jobs
+    joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
+    work = _Round(_rooms(fleet), fleet.failures, now)
+    by_job: dict[JobKey, list[ReplicaState]] = {}
+    for replica in fleet.replicas.values():
+        if replica.status == "releasing":
+            continue
+        if replica.key not in jobs:
+            work.decisions.append(Release(replica, "the job was deleted"))
+        elif replica.worker in joined:
+            by_job.setdefault(replica.key, []).append(replica)
+    for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
+        _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
+    return tuple(work.decisions)
+
+
+def _rooms(fleet: FleetState) -> dict[str, _Room]:
+    rooms = {
+        name: _Room(
+            worker,
+            worker.machine.memory_mib - RESERVED_MIB,
+            [gpu.memory_mib or 0 for gpu in worker.machine.gpus],
+            0,
+        )
+        for name, worker in fleet.workers.items()
+        if worker.status == "joined"
+    }
+    for replica in sorted(fleet.replicas.values(), key=lambda replica: replica.assigned_seq):
+        if replica.worker in rooms:
+            rooms[replica.worker].take(replica.spec.model.resources)
+    return rooms
+
+
+def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
+    wanted = job.spec.replicas
+    current = [r for r in replicas if serves(r.spec, job.spec)]
+    outdated = [r for r in replicas if not serves(r.spec, job.spec)]
+    for replica in _least_useful(current)[: max(0, len(current) - wanted)]:
+        work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
+    unplaced = 0
+    for _ in range(wanted - len(current)):
+        unplaced += not _assign(work, job)
+    ready = sum(replica.status == "ready" for replica in current)
+    if outdated and (ready >= wanted or unplaced):
+        # The newer spec serves, or finds no room until an older one goes.
+        gone = outdated if ready >= wanted else _least_useful(outdated)[:unplaced]
+        work.decisions += [
+            Release(replica, "the job's model or settings changed") for replica in gone
+        ]
+
+
+def serves(running: JobSpec, wanted: JobSpec) -> bool:
+    """Whether a replica of one spec may stand for another: what it was started with is the same."""
+    return all(
+        getattr(running, name) == getattr(wanted, name)
+        for name in ("model", "concurrency", "ack_wait_s", "retry_limit", "priority_class")
+    )
+
+
+def _least_useful(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:
+    """Those to let go first: not yet ready, then the youngest."""
+    return sorted(replicas, key=lambda r: (r.status == "ready", -r.assigned_seq))
+
+
+def _assign(work: _Round, job: JobState) -> bool:
+    """Place one replica; False when no worker can take it now."""
+    key = (job.tenant, job.spec.name)
+    verdicts = {name: _objection(work, job, room) for name, room in sorted(work.rooms.items())}
+    able = [name for name, objection in verdicts.items() if not objection]
+    if not able:
+        return False
+
+    def rank(name: str) -> tuple[int, float, int, str]:
+        room = work.rooms[name]
+        return (len(work.failures.get((key, name), ())), room.load, room.replicas, name)
+
+    chosen = min(able, key=rank)
+    candidates = tuple(
+        Candidate(worker=name, rejected=objection)
+        if objection
+        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
+        for name, objection in verdicts.items()
+    )
+    reason = f"least loaded of {len(able)} workers with room"
+    work.decisions.append(Assign(job.tenant, job.spec, chosen, reason, candidates))
+    work.rooms[chosen].take(job.spec.model.resources)
+    return True
+
+
+def _objection(work: _Round, job: JobState, room: _Room) -> str:
+    """Why a worker cannot take a replica of this job now; empty when it can."""
+    need, name = job.spec.model.resources, room.worker.name
+    if job.spec.assignment == "manual" and name not in job.spec.workers:
+        return "not among the workers this job is assigned to"
+    if room.memory_mib < need.memory_mib:
+        return f"{room.memory_mib} MiB free, {need.memory_mib} needed"
+    if need.gpu_memory_mib and room.gpu_for(need) is None:
+        return f"no GPU with {need.gpu_memory_mib} MiB free and the capability needed"
+    failures = work.failures.get(((job.tenant, job.spec.name), name), ())
+    if failures:
+        wait = min(2.0 ** (len(failures) - 1), LONGEST_BACKOFF_S)
+        if work.now < failures[-1] + timedelta(seconds=wait):
+            return f"{len(failures)} failures there, waiting {wait:g} s after the last"
+    return ""

@@ -1,0 +1,266 @@
+"""The conductor: a consumer that decides.
+
+It folds REGISTRY and FLEET, calls the pure placement policy, and appends what it decides under the
+condition that no other decision was made since: of two conductors only one can win, the other
+folds the winner's decision and looks again. It also makes the consumers that the log's readers
+need, declares silent workers lost, and hands workers the rights of what was assigned to them. It
+keeps nothing that the log cannot give back: kill it any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from jetfleet import subjects
+from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
+from jetfleet.errors import JetfleetError, LogFull, Unavailable
+from jetfleet.events import Event, ReplicaAssigned, ReplicaReleased, Why, WorkerLost, encode
+from jetfleet.fleet import FleetState, RegistryState, WorkerState, evolve_fleet, evolve_registry
+from jetfleet.log import LogReader, read_records
+from jetfleet.policies import placement
+from jetfleet.policies.placement import Assign, Decision, Observation
+from jetfleet.secrets import Secrets
+from jetfleet.settings import Settings
+from jetfleet.setup import ensure
+from jetfleet.stamp import Stamp
+from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
+from jetfleet_projections.conductor_credentials import CredentialDesk
+from jetfleet_projections.reaper import Reaper
+
+logger = logging.getLogger("jetfleet.conductor")
+TICK_S = 0.5  # how often silence and back-offs are looked at; events wake it at once
+MISSED_HEARTBEATS = 3
+SHORTEST_SILENCE_S = 3.0
+
+
+@dataclass(slots=True, eq=False)
+class Conductor:
+    """See the module. ``run`` until cancelled."""
+
+    connection: Connection
+    settings: Settings
+    stamp: Stamp = field(init=False)
+    registry: RegistryState = field(default_factory=RegistryState)
+    fleet: FleetState = field(default_factory=FleetState)
+    set_aside: int = 0
+    _readers: list[LogReader] = field(default_factory=list)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _heard: dict[str, float] = field(default_factory=dict)  # worker session -> monotonic seconds
+    _consumers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
+    reaper: Reaper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
+        self.reaper = Reaper(self.connection, self.settings, self.stamp, lambda: self.registry,
+                             lambda: self.fleet)  # fmt: skip
+
+    async def run(self) -> None:
+        """Conduct until cancelled."""
+        await self._until_possible(lambda: ensure(self.connection, self.settings))
+        self.connection.on_reconnect.append(self._reconnected)
+        await self.connection.subscribe(subjects.ALL_TELEMETRY, self._on_heartbeat)
+        desk = CredentialDesk(self.connection, Secrets(self.settings.data_dir), lambda: self.fleet,
+                              self.settings.shards)  # fmt: skip
+        await desk.open()
+        async with asyncio.TaskGroup() as tasks:
+            for stream in (REGISTRY, FLEET):
+                reader = LogReader(self.connection, stream, follow=True)
+                self._readers.append(reader)
+                tasks.create_task(self._follow(reader))
+            for reader in self._readers:
+                await reader.caught_up.wait()
+            logger.info(
+                "folded: %d jobs, %d workers, %d replicas",
+                len(self.registry.jobs), len(self.fleet.workers), len(self.fleet.replicas),
+            )  # fmt: skip
+            tasks.create_task(self.reaper.run())
+            while True:
+                await self._round()
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+
+    async def _until_possible(self, work: Any) -> None:
+        while True:
+            try:
+                await work()
+            except Unavailable as error:
+                logger.info("waiting for the broker: %s", error)
+                await asyncio.sleep(TICK_S)
+            else:
+                return
+
+    async def _reconnected(self) -> None:
+        """After a broker restart: consumers in memory are gone, and nobody's silence counts."""
+        self._consumers.clear()
+        self._heard.clear()
+        self.reaper.broker_restarted()
+        self._wake.set()
+
+    async def _follow(self, reader: LogReader) -> None:
+        async for record in read_records(reader):
+            if record.event is None:
+                self.set_aside += 1
+                logger.warning("%s %d is set aside: %s", record.stream, record.seq, record.error)
+            elif record.stream == REGISTRY:
+                self.registry = evolve_registry(self.registry, record.event, record.seq)
+            elif _vouched(record.subject, record.event):
+                self.fleet = evolve_fleet(self.fleet, record.event, record.seq)
+            else:
+                self.set_aside += 1
+                logger.warning("FLEET %d is set aside: subject and body disagree", record.seq)
+            self._wake.set()
+
+    # -- one round
+
+    async def _round(self) -> None:
+        try:
+            await self._ensure_consumers()
+            await self._declare_lost()
+            if self.fleet.control_seq >= self._decided_seq:
+                await self._decide()
+        except (Unavailable, LogFull) as error:
+            logger.info("cannot decide now: %s", error)
+        except JetfleetError:
+            logger.exception("a round failed; trying again")
+
+    async def _decide(self) -> None:
+        decisions = placement.place(Observation(self.registry, self.fleet), self.stamp.clock.now())
+        last = self.fleet.control_seq
+        for decision in decisions:
+            event, subject = self._event(decision)
+            try:
+                stored = await self.connection.store(
+                    subject, encode(event), msg_id=event.id, expect=(last, subjects.ALL_CONTROL)
+                )
+            except WrongSequence:
+                logger.info("another conductor decided first; folding its decision")
+                # Its decision (or our own, stored before a connection broke) is on its way to us.
+                self._decided_seq = last + 1
+                return
+            last = self._decided_seq = stored.seq
+            logger.info("%s", _words(decision))
+
+    def _event(self, decision: Decision) -> tuple[Event, str]:
+        why = Why(
+            policy=placement.NAME,
+            policy_version=placement.VERSION,
+            reason=decision.reason,
+            observed_registry_seq=self.registry.seq,
+            observed_fleet_seq=self.fleet.seq,
+            candidates=decision.candidates if isinstance(decision, Assign) else (),
+        )
+        if isinstance(decision, Assign):
+            spec, tenant = decision.spec, decision.tenant
+            assigned = ReplicaAssigned.Data(
+                worker=decision.worker,
+                job=spec.name,
+                replica=self.stamp.clock.new_id(),
+                spec=spec,
+                shard=subjects.shard_of(spec.name, self.settings.shards),
+                why=why,
+            )
+            subject = subjects.control(tenant, spec.name, "assigned", decision.worker)
+            return ReplicaAssigned(**self.stamp(tenant), data=assigned), subject
+        gone = decision.replica
+        released = ReplicaReleased.Data(worker=gone.worker, job=gone.job, replica=gone.id, why=why)
+        subject = subjects.control(gone.tenant, gone.job, "released", gone.worker)
+        return ReplicaReleased(**self.stamp(gone.tenant), data=released), subject
+
+    # -- consumers
+
+    async def _ensure_consumers(self) -> None:
+        """Make what pulls will need: one consumer a job and class, one a worker's session."""
+        shards = self.settings.shards
+        for (tenant, job), state in self.registry.jobs.items():
+            shard = subjects.shard_of(job, shards)
+            config = job_consumer(tenant, job, state.spec, shard)
+            await self._ensure_consumer(subjects.queue_stream(shard), config)
+        for worker in self.fleet.workers.values():
+            if worker.status in ("joined", "draining"):
+                config = worker_consumer(worker.name, worker.joined_seq)
+                await self._ensure_consumer(FLEET, config, replace=True)
+
+    async def _ensure_consumer(
+        self, stream: str, config: dict[str, Any], *, replace: bool = False
+    ) -> None:
+        name = config["name"]
+        if self._consumers.get(name) == config:
+            return
+        verb = f"{stream}.{name}"
+        if replace and not await self._starts_at(verb, config["opt_start_seq"]):
+            try:
+                await self.connection.api(f"CONSUMER.DELETE.{verb}")
+            except ApiError as error:
+                if error.status != NOT_FOUND:
+                    raise
+        await self.connection.api(
+            f"CONSUMER.CREATE.{verb}.{config['filter_subject']}",
+            {"stream_name": stream, "config": config, "action": ""},
+        )
+        self._consumers[name] = config
+
+    async def _starts_at(self, verb: str, seq: int) -> bool:
+        """Whether this worker's consumer is already the one of its present session."""
+        try:
+            info = await self.connection.api(f"CONSUMER.INFO.{verb}")
+        except ApiError:
+            return False
+        return bool(info["config"].get("opt_start_seq") == seq)
+
+    # -- silence
+
+    def _on_heartbeat(self, message: Any) -> None:
+        worker = message.subject.rsplit(".", 1)[1]
+        self._heard[worker] = asyncio.get_running_loop().time()
+        state = self.fleet.workers.get(worker)
+        if state is not None and state.status in ("lost", "left"):
+            # It lives after all (it was cut off or stopped): let it announce itself anew.
+            self.connection.spawn(
+                self.connection.publish(subjects.command(worker), b'{"rejoin":true}')
+            )
+
+    async def _declare_lost(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for worker in self.fleet.workers.values():
+            if worker.status not in ("joined", "draining"):
+                self._heard.pop(worker.name, None)
+                continue
+            silent = now - self._heard.setdefault(worker.name, now)
+            if silent > max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S):
+                await self._lose(worker, silent)
+
+    async def _lose(self, worker: WorkerState, silent: float) -> None:
+        data = WorkerLost.Data(
+            worker=worker.name, session=worker.session, silent_s=round(silent, 3)
+        )
+        event = WorkerLost(**self.stamp(self.settings.tenant), data=data)
+        await self.connection.store(
+            subjects.fleet(worker.name, "lost"),
+            encode(event),
+            msg_id=f"{worker.session}.{worker.joined_seq}.lost",  # once, whoever says it
+        )
+        self._heard.pop(worker.name, None)
+        logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
+
+
+def _vouched(subject: str, event: Event) -> bool:
+    """Whether the worker token of the subject, which the broker vouches for, is the body's."""
+    worker = getattr(getattr(event, "data", None), "worker", None)
+    tokens = subject.split(".")
+    said_by = tokens[2] if tokens[1] == "fleet" else tokens[-1]
+    return worker == said_by
+
+
+def _words(decision: Decision) -> str:
+    if isinstance(decision, Assign):
+        return f"→ {decision.spec.name} to {decision.worker}: {decision.reason}"
+    return f"← {decision.replica.job} from {decision.replica.worker}: {decision.reason}"

@@ -1,0 +1,92 @@
+"""Putting back what a crash kept out of a queue.
+
+A queue follows the log within a millisecond, and after a restart of the broker goes on from the
+time of its last message. If it was empty then, an event that the log took in that last millisecond
+can be passed over. The log still has it: compare, and put it back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from jetfleet import subjects
+from jetfleet.connection import Connection
+from jetfleet.events import OUTCOMES, InvocationQueued
+from jetfleet.log import LogReader, Record, read_records
+from jetfleet.streams import INVOCATIONS
+from jetfleet_projections.queue_scan import QueueScan
+
+logger = logging.getLogger("jetfleet.rescue")
+UNSETTLED = timedelta(seconds=1)  # younger than this may still be on its way into its queue
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A queued event that has neither an outcome nor a place in its queue."""
+
+    shard: int
+    event: InvocationQueued
+    body: bytes
+
+
+async def rescue(connection: Connection, scans: Sequence[QueueScan], since: timedelta) -> int:
+    """Put back what is missing of the last ``since``; returns how many.
+
+    Reads the log first and the queues after it, so that what finishes or arrives meanwhile is
+    seen; putting one back twice changes nothing (message id), and running one twice still has one
+    outcome that counts.
+    """
+    start = datetime.now(UTC) - since
+    open_: dict[str, Record] = {}
+    filters = (
+        subjects.ALL_QUEUED,
+        subjects.done(*[subjects.ANY] * 5),
+    )
+    async for record in read_records(LogReader(connection, INVOCATIONS, filters, start=start)):
+        if isinstance(record.event, InvocationQueued):
+            open_[record.event.data.invocation] = record
+        elif isinstance(record.event, OUTCOMES):
+            open_.pop(record.event.data.invocation, None)
+    for scan in scans:
+        await scan.refresh()
+    missing = [m for record in open_.values() if (m := _missing(record, scans)) is not None]
+    count = 0
+    for one in missing:
+        if await _still_open(connection, one):
+            await _put_back(connection, one)
+            count += 1
+    if count:
+        logger.warning("↻ %d invocations put back into their queues after a restart", count)
+    return count
+
+
+def _missing(record: Record, scans: Sequence[QueueScan]) -> Missing | None:
+    event = record.event
+    if not isinstance(event, InvocationQueued) or datetime.now(UTC) - record.time < UNSETTLED:
+        return None
+    shard = int(record.subject.split(".")[2])
+    if shard >= len(scans) or event.data.invocation in scans[shard].by_invocation:
+        return None
+    return Missing(shard, event, record.body)
+
+
+async def _still_open(connection: Connection, missing: Missing) -> bool:
+    """It may have ended between our reading of the log and of its queue."""
+    event = missing.event
+    done = subjects.done(
+        missing.shard, event.tenant, event.data.job, event.data.origin, subjects.ANY
+    )
+    start = event.time - timedelta(seconds=30)
+    async for record in read_records(LogReader(connection, INVOCATIONS, (done,), start=start)):
+        if record.event is not None and record.event.correlationid == event.data.invocation:
+            return False
+    return True
+
+
+async def _put_back(connection: Connection, missing: Missing) -> None:
+    event = missing.event
+    subject = subjects.queue(missing.shard, event.tenant, event.data.job, event.data.priority_class)
+    await connection.store(subject, missing.body, msg_id=f"{event.data.invocation}.again")

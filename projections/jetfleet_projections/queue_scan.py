@@ -1,0 +1,135 @@
+"""Looking into the queues: what is unfinished, found by reading only what is new since last time.
+
+A WorkQueue stream holds exactly the unfinished invocations, so a pass from the last position on
+sees the new ones, and the stream's first sequence tells which old ones are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from jetfleet import access, subjects
+from jetfleet.connection import Connection
+from jetfleet.errors import BrokerUnavailable
+from jetfleet.events import InvalidEvent, InvocationQueued, decode
+
+BATCH = 500
+BATCH_BYTES = 8 * 1024**2
+ANSWER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """An unfinished invocation, as its queue holds it."""
+
+    shard: int
+    seq: int  # in its queue stream
+    tenant: str
+    job: str
+    priority_class: str
+    invocation: str
+    origin: str
+    expires_at: datetime
+    trace: str | None
+
+
+@dataclass(slots=True, eq=False)
+class QueueScan:
+    """The unfinished invocations of one shard."""
+
+    connection: Connection
+    shard: int
+    items: dict[int, Queued] = field(default_factory=dict)  # by queue sequence, ascending
+    by_invocation: dict[str, Queued] = field(default_factory=dict)
+    next_seq: int = 1
+
+    @property
+    def stream(self) -> str:
+        return subjects.queue_stream(self.shard)
+
+    async def refresh(self) -> list[Queued]:
+        """Forget what is gone, read what is new; returns the new ones."""
+        state = (await self.connection.api(f"STREAM.INFO.{self.stream}"))["state"]
+        self._forget_below(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
+        new: list[Queued] = []
+        while self.next_seq <= state["last_seq"]:
+            found = 0
+            async for message in self._batch():
+                found += 1
+                self.next_seq = int((message.headers or {})["Nats-Sequence"]) + 1
+                item = _read(self.shard, message)
+                if item is not None:
+                    self.items[item.seq] = item
+                    self.by_invocation[item.invocation] = item
+                    new.append(item)
+            if not found:
+                self.next_seq = state["last_seq"] + 1
+        return new
+
+    def forget(self, item: Queued) -> None:
+        if self.items.pop(item.seq, None) is not None:
+            self.by_invocation.pop(item.invocation, None)
+
+    def _forget_below(self, first: int) -> None:
+        for seq, item in list(self.items.items()):
+            if seq >= first:
+                break
+            self.forget(item)
+
+    async def _batch(self) -> AsyncIterator[Msg]:
+        """One batched direct get; ends with the broker's end-of-batch mark."""
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = f"{access.inbox(self.connection.user)}.s{secrets.token_hex(8)}"
+        subscription = await self.connection.subscribe(inbox, arrived.put_nowait)
+        request = {
+            "seq": self.next_seq,
+            "next_by_subj": subjects.queue(self.shard, *[subjects.ANY] * 3),
+            "batch": BATCH,
+            "max_bytes": BATCH_BYTES,
+        }
+        try:
+            await self.connection.publish(
+                f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(request).encode(), reply=inbox
+            )
+            while True:
+                try:
+                    async with asyncio.timeout(ANSWER_S):
+                        message = await arrived.get()
+                except TimeoutError:
+                    raise BrokerUnavailable(f"no answer about {self.stream}") from None
+                if "Nats-Sequence" not in (message.headers or {}):
+                    return  # 204 end of batch, 404 nothing there
+                yield message
+        finally:
+            await subscription.stop()
+
+
+def _read(shard: int, message: Msg) -> Queued | None:
+    """None for what is not a queued event: an agent that pulls it will set it aside."""
+    headers: dict[str, Any] = message.headers or {}
+    try:
+        event = decode(message.data)
+    except InvalidEvent:
+        return None
+    if not isinstance(event, InvocationQueued):
+        return None
+    data = event.data
+    return Queued(
+        shard,
+        int(headers["Nats-Sequence"]),
+        event.tenant,
+        data.job,
+        data.priority_class,
+        data.invocation,
+        data.origin,
+        data.expires_at,
+        event.traceparent,
+    )

@@ -1,0 +1,205 @@
+"""The reaper: gives an outcome to what nobody will run.
+
+Expired in the queue, cancelled while queued, or queued for a job that was deleted: where no worker
+pulls, the conductor takes the item itself, publishes its outcome, and removes it from the queue.
+What a worker may be running is the worker's to end. It also puts back into a queue what a crash of
+the broker kept out of it (the log has it, the queue's copy was never made).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from jetfleet import subjects
+from jetfleet.connection import NOT_FOUND, ApiError, Connection
+from jetfleet.errors import JetfleetError, Unavailable
+from jetfleet.events import (
+    InvocationCancelled,
+    InvocationCancelRequested,
+    InvocationExpired,
+    OutcomeEvent,
+    encode,
+)
+from jetfleet.fleet import FleetState, RegistryState
+from jetfleet.log import LogReader, read_records
+from jetfleet.settings import Settings
+from jetfleet.stamp import EnvelopeFields, Stamp
+from jetfleet.streams import INVOCATIONS
+from jetfleet_projections.queue_rescue import rescue
+from jetfleet_projections.queue_scan import Queued, QueueScan
+
+logger = logging.getLogger("jetfleet.reaper")
+TICK_S = 0.5
+RECHECK_S = 1.0
+CANCELS_SINCE = timedelta(hours=24)  # the longest a job may let work wait
+RESCUE_SINCE = timedelta(minutes=2)
+
+
+@dataclass(slots=True, eq=False)
+class Reaper:
+    """See the module. ``run`` until cancelled; any number may run, the first outcome counts."""
+
+    connection: Connection
+    settings: Settings
+    stamp: Stamp
+    registry: Callable[[], RegistryState]
+    fleet: Callable[[], FleetState]
+    scans: list[QueueScan] = field(init=False)
+    _due: list[tuple[float, int, int]] = field(default_factory=list)  # (time, shard, queue seq)
+    _cancels: dict[str, InvocationCancelRequested] = field(default_factory=dict)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _rescue: bool = True
+
+    def __post_init__(self) -> None:
+        self.scans = [QueueScan(self.connection, shard) for shard in range(self.settings.shards)]
+
+    def broker_restarted(self) -> None:
+        """Look for what the restart kept out of the queues."""
+        self._rescue = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_cancels())
+            while True:
+                try:
+                    await self._pass()
+                except Unavailable as error:
+                    logger.info("cannot look into the queues now: %s", error)
+                except JetfleetError:
+                    logger.exception("a pass over the queues failed; trying again")
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+
+    async def _follow_cancels(self) -> None:
+        reader = LogReader(
+            self.connection,
+            INVOCATIONS,
+            (subjects.cancel(subjects.ANY, subjects.ANY, subjects.ANY),),
+            start=datetime.now(UTC) - CANCELS_SINCE,
+            follow=True,
+        )
+        async for record in read_records(reader):
+            if isinstance(record.event, InvocationCancelRequested):
+                self._cancels[record.event.data.invocation] = record.event
+                self._wake.set()
+
+    async def _pass(self) -> None:
+        for scan in self.scans:
+            for item in await scan.refresh():
+                heapq.heappush(self._due, (item.expires_at.timestamp(), scan.shard, item.seq))
+        if self._rescue:
+            self._rescue = False
+            try:
+                await rescue(self.connection, self.scans, RESCUE_SINCE)
+            except BaseException:
+                self._rescue = True
+                raise
+        await self._cancel_queued()
+        await self._expire()
+        await self._sweep_deleted()
+
+    # -- cancelling
+
+    async def _cancel_queued(self) -> None:
+        for invocation, request in list(self._cancels.items()):
+            item = self._find(invocation)
+            if item is None:
+                # Done already, or not in its queue yet: give the queue a moment to follow the log.
+                if datetime.now(UTC) - request.time > timedelta(seconds=2 * RECHECK_S):
+                    del self._cancels[invocation]
+            elif await self._nobody_has(item):
+                await self._end(item, _cancelled(self.stamp, item, request.data.reason))
+                del self._cancels[invocation]
+            else:
+                await self._nudge(item)
+
+    def _find(self, invocation: str) -> Queued | None:
+        for scan in self.scans:
+            if item := scan.by_invocation.get(invocation):
+                return item
+        return None
+
+    async def _nudge(self, item: Queued) -> None:
+        """A worker has it: tell the job's workers again, in case the event passed them by."""
+        workers = {
+            r.worker for r in self.fleet().replicas.values() if r.key == (item.tenant, item.job)
+        }
+        for worker in workers:
+            await self.connection.publish(
+                subjects.command(worker), b'{"cancel":"%s"}' % item.invocation.encode()
+            )
+
+    # -- expiring
+
+    async def _expire(self) -> None:
+        now = datetime.now(UTC).timestamp()
+        while self._due and self._due[0][0] <= now:
+            _, shard, seq = heapq.heappop(self._due)
+            item = self.scans[shard].items.get(seq)
+            if item is None:
+                continue
+            if await self._nobody_has(item):
+                data = InvocationExpired.Data(
+                    invocation=item.invocation, job=item.job, expires_at=item.expires_at
+                )
+                await self._end(item, InvocationExpired(**self._envelope(item), data=data))
+            else:
+                heapq.heappush(self._due, (now + RECHECK_S, shard, seq))
+
+    async def _sweep_deleted(self) -> None:
+        jobs = self.registry().jobs
+        for scan in self.scans:
+            for item in list(scan.items.values()):
+                if (item.tenant, item.job) not in jobs and await self._nobody_has(item):
+                    await self._end(item, _cancelled(self.stamp, item, "the job was deleted"))
+
+    async def _nobody_has(self, item: Queued) -> bool:
+        """Whether no worker can be running it: never delivered, or no replica is left."""
+        key = (item.tenant, item.job)
+        if all(replica.key != key for replica in self.fleet().replicas.values()):
+            return True
+        name = subjects.job_consumer(item.tenant, item.job, item.priority_class)
+        try:
+            info = await self.connection.api(
+                f"CONSUMER.INFO.{subjects.queue_stream(item.shard)}.{name}"
+            )
+        except ApiError as error:
+            if error.status == NOT_FOUND:
+                return False  # being made anew after a restart; look again
+            raise
+        return bool(item.seq > info["delivered"]["stream_seq"])
+
+    # -- ending
+
+    def _envelope(self, item: Queued) -> EnvelopeFields:
+        return self.stamp(item.tenant, correlation=item.invocation, trace=item.trace)
+
+    async def _end(self, item: Queued, outcome: OutcomeEvent) -> None:
+        """Publish the outcome, then take the item out of its queue: nothing is lost."""
+        subject = subjects.done(item.shard, item.tenant, item.job, item.origin, subjects.NOBODY)
+        await self.connection.store(subject, encode(outcome), msg_id=f"{item.invocation}.done")
+        try:
+            await self.connection.api(
+                f"STREAM.MSG.DELETE.{subjects.queue_stream(item.shard)}",
+                {"seq": item.seq, "no_erase": True},
+            )
+        except ApiError as error:
+            logger.info("invocation %s left its queue by itself: %s", item.invocation, error)
+        self.scans[item.shard].forget(item)
+        logger.info("⊘ %s of %s: %s", item.invocation, item.job, outcome.type.rsplit(".", 1)[1])
+
+
+def _cancelled(stamp: Stamp, item: Queued, reason: str) -> InvocationCancelled:
+    data = InvocationCancelled.Data(invocation=item.invocation, job=item.job, reason=reason)
+    envelope = stamp(item.tenant, correlation=item.invocation, trace=item.trace)
+    return InvocationCancelled(**envelope, data=data)

@@ -1,0 +1,5 @@
+"""A model whose import asks to exit."""
+
+import sys
+
+sys.exit("configuration missing")
