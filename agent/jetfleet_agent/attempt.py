@@ -16,7 +16,6 @@ from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import (
     Failure,
     InvocationCancelled,
-    InvocationCompleted,
     InvocationExpired,
     InvocationFailed,
     InvocationQueued,
@@ -47,7 +46,7 @@ class Task:
     owner: JobWorker
     event: InvocationQueued
     message: Msg
-    waiting: bool = True  # for a replica
+    waiting: bool = False  # for a replica
     chunks: int = 0
     attempt: int = 0
     replica: Replica | None = None
@@ -70,6 +69,18 @@ class Task:
             self._cancel_reason = reason
             self._stop_call()
 
+    def wait(self) -> None:
+        """It needs a replica and has none: a slot is spoken for."""
+        if not self.waiting:
+            self.waiting = True
+            self.owner.waiting += 1
+
+    def wait_over(self) -> None:
+        """It has a replica, or needs none any more."""
+        if self.waiting:
+            self.waiting = False
+            self.owner.waiting -= 1
+
     async def run(self, cancelled: str | None) -> bool:
         """See it to its outcome; False when it was handed back instead."""
         owner, data = self.owner, self.event.data
@@ -87,7 +98,11 @@ class Task:
             if outcome is None:
                 await owner.hand_back(self)
                 return False
-            await self._publish(outcome)
+            if isinstance(outcome, bytes):
+                await owner.publisher.completed(self.event, self._facts(), outcome)
+                logger.debug("← %s", self.invocation)
+            else:
+                await self._publish(outcome)
         return True
 
     def _exhausted(self, delivered: int) -> str:
@@ -96,7 +111,7 @@ class Task:
             f"retry_limit allows {self.owner.spec.retry_limit} more than the first"
         )
 
-    async def _attempts(self, delivered: int) -> OutcomeEvent | None:
+    async def _attempts(self, delivered: int) -> bytes | OutcomeEvent | None:
         """Run it, again when the model's process ended under it; None: hand it back."""
         try:
             text = await self._input()
@@ -114,7 +129,7 @@ class Task:
             try:
                 return await self._attempt(replica, text)
             except ModelExited as error:
-                self.waiting = True
+                self.wait()
                 self.history.append(f"attempt {self.attempt}: {error.message}")
                 logger.info("↻ %s: %s", self.invocation, error.message)
                 if self._cancel_reason is not None:
@@ -133,19 +148,20 @@ class Task:
             await owner.slot_event()
         return None
 
-    async def _attempt(self, replica: Replica, text: bytes) -> OutcomeEvent:
-        """One run in one replica. Raises ModelExited."""
+    async def _attempt(self, replica: Replica, text: bytes) -> bytes | OutcomeEvent:
+        """One run in one replica: its output, or another outcome. Raises ModelExited."""
         owner, data = self.owner, self.event.data
-        self.replica, self.waiting = replica, False
+        self.replica = replica
+        self.wait_over()
         replica.running += 1
         self.chunks = 0
-        await owner.publisher.started(self.event, replica.id, self.attempt)
+        owner.say_started(self, replica.id)
         logger.debug("→ %s attempt %d", self.invocation, self.attempt)
         call = Call(self.invocation, text, stream=data.stream, on_chunk=self._on_chunk)
-        self._began = began = time.monotonic()
+        self.run_s, self._began = None, time.monotonic()
         try:
             raw = await self._invoke(replica, call)
-            output = pydantic_core.from_json(raw, allow_inf_nan=False)
+            pydantic_core.from_json(raw, allow_inf_nan=False)
         except CallFailed as error:
             if self._timed_out or self._cancel_reason is not None:
                 return self._stopped_event(replica)
@@ -157,9 +173,9 @@ class Task:
             return self._failed("invalid_output", f"the model's answer is not JSON: {error}")
         else:
             replica.well()
-            return self._completed(output)
+            return raw
         finally:
-            self.run_s = time.monotonic() - began
+            self.run_s = time.monotonic() - self._began
             owner.finished += 1
             owner.busy_s += self.run_s
             replica.running -= 1
@@ -232,15 +248,19 @@ class Task:
 
     async def _publish(self, outcome: OutcomeEvent) -> None:
         await self.owner.publisher.outcome(self.event, outcome)
-        if isinstance(outcome, InvocationCompleted):
-            logger.debug("← %s %.4f s", self.invocation, self.run_s or 0)
-        elif isinstance(outcome, InvocationFailed):
+        if isinstance(outcome, InvocationFailed):
             logger.info("! %s: %s", self.invocation, outcome.data.error.message)
         else:
             logger.info("⊘ %s %s", self.invocation, outcome.type.rsplit(".", 1)[1])
 
     def _envelope(self) -> Any:
         return self.owner.stamp(self.owner.tenant, cause=self.event)
+
+    def _elapsed(self) -> float | None:
+        """Seconds of the last attempt; None when there was none."""
+        if self.run_s is None and self._began:
+            return time.monotonic() - self._began
+        return self.run_s
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -249,13 +269,9 @@ class Task:
             "worker": self.owner.worker,
             "replica": self.replica.id if self.replica else None,
             "attempt": self.attempt,
-            "run_s": time.monotonic() - self._began if self._began else None,
+            "run_s": self._elapsed(),
             "chunks": self.chunks,
         }
-
-    def _completed(self, output: Any) -> InvocationCompleted:
-        data = InvocationCompleted.Data(**self._facts(), output=output)
-        return InvocationCompleted(**self._envelope(), data=data)
 
     def _failed(self, code: Any, message: str, detail: str = "") -> InvocationFailed:
         error = Failure(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jetfleet.commands.common import State, command
 from jetfleet.connection import Connection
 from jetfleet.errors import StartupError
 from jetfleet.settings import Settings
@@ -19,35 +20,30 @@ from jetfleet.subjects import is_name
 
 def register(app: typer.Typer) -> None:
     """Add the command ``agent``."""
-    app.command("agent")(agent)
+    command(app, "agent")(agent)
 
 
 def agent(
-    name: Annotated[str, typer.Option(help="name of this worker")] = "local",
-    data_dir: Annotated[Path | None, typer.Option(help="folder with credentials")] = None,
-    owner: Annotated[str, typer.Option(help="who owns this machine")] = "",
-    trusted: Annotated[bool, typer.Option(help="managed by the fleet's operators")] = False,
-    ephemeral: Annotated[bool, typer.Option(help="may vanish at any time")] = False,
-    price_per_hour: Annotated[float, typer.Option(help="cost of this machine")] = 0.0,
-    heartbeat_s: Annotated[float, typer.Option(help="seconds between heartbeats")] = 2.0,
-    drain_s: Annotated[float, typer.Option(help="seconds running work may take at the end")] = 30.0,
-    verbose: Annotated[bool, typer.Option(help="a line for every invocation")] = False,
+    state: State,
+    name: Annotated[str, typer.Option(help="Name of this worker.")] = "local",
+    owner: Annotated[str, typer.Option(help="Who owns this machine.")] = "",
+    trusted: Annotated[bool, typer.Option(help="Managed by the fleet's operators.")] = False,
+    ephemeral: Annotated[bool, typer.Option(help="May vanish at any time.")] = False,
+    price_per_hour: Annotated[float, typer.Option(help="Cost of this machine.", min=0)] = 0.0,
+    heartbeat_s: Annotated[float, typer.Option(help="Seconds between heartbeats.", min=0.1)] = 2.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds running work has at the end.")] = 30.0,
 ) -> None:
-    """Run the worker agent: take assignments, run models, serve invocations."""
+    """Run the worker agent: take assignments, run models, serve invocations. SIGTERM drains it."""
     import uvloop
 
     from jetfleet_agent.agent import Identity
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", force=True
-    )
-    logging.getLogger("nats").setLevel(logging.CRITICAL)  # the connection reports by itself
-    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.getLogger("jetfleet").setLevel(logging.DEBUG if state.debug else logging.INFO)
     if not is_name(name):
         raise StartupError(f"{name!r} cannot name a worker: use a-z, 0-9, '-' and single '_'")
-    settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
+    gc.set_threshold(50_000, 20, 20)  # nothing on the path makes cycles; collect rarely
     identity = Identity(name, {}, owner, trusted, ephemeral, price_per_hour, heartbeat_s)
-    uvloop.run(_serve(identity, settings, drain_s))
+    uvloop.run(_serve(identity, state.settings(), drain_s))
 
 
 async def _serve(identity: object, settings: Settings, drain_s: float) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json
 
 from jetfleet import blobs, subjects
 from jetfleet.connection import ApiError, Connection
@@ -15,6 +18,7 @@ from jetfleet.events import (
     InvocationQueued,
     InvocationStarted,
     OutcomeEvent,
+    compose,
     encode,
 )
 from jetfleet.stamp import Stamp
@@ -38,14 +42,20 @@ class Publisher:
 
     async def started(self, event: InvocationQueued, replica: str, attempt: int) -> None:
         """Not awaited by the broker: it informs, nothing hangs on it."""
-        data = InvocationStarted.Data(
-            invocation=event.data.invocation, job=self.job, worker=self.worker, replica=replica,
-            attempt=attempt,
-        )  # fmt: skip
-        said = InvocationStarted(**self.stamp(self.tenant, cause=event), data=data)
+        said = compose(
+            InvocationStarted,
+            self.stamp(self.tenant, cause=event),
+            {
+                "invocation": event.data.invocation,
+                "job": self.job,
+                "worker": self.worker,
+                "replica": replica,
+                "attempt": attempt,
+            },
+        )
         subject = subjects.started(self.shard, self.tenant, self.job, self.worker)
         try:
-            await self.connection.publish(subject, encode(said))
+            await self.connection.publish(subject, said)
         except BrokerUnavailable as error:
             logger.info("started of %s is not in the log: %s", event.data.invocation, error)
 
@@ -57,11 +67,32 @@ class Publisher:
         except BrokerUnavailable as error:
             logger.info("chunk %d of %s is lost: %s", number, invocation, error)
 
+    async def completed(
+        self, event: InvocationQueued, facts: Mapping[str, Any], raw: bytes
+    ) -> None:
+        """Completed with this output (JSON text), kept outside the event when it is big."""
+        envelope = self.stamp(self.tenant, cause=event)
+        data: dict[str, Any] = dict(facts)
+        if len(raw) > self.inline_limit:
+            blob = envelope["id"]
+            data["output_ref"] = await blobs.write(
+                self.connection,
+                raw,
+                blob,
+                lambda n: subjects.output_blob(self.tenant, self.job, self.worker, blob, n),
+                worker=self.worker,
+                timeout_s=None,
+            )
+        else:
+            data["output"] = from_json(raw)
+        await self._store(event, compose(InvocationCompleted, envelope, data))
+
     async def outcome(self, event: InvocationQueued, outcome: OutcomeEvent) -> None:
+        """Any other outcome."""
+        await self._store(event, encode(outcome))
+
+    async def _store(self, event: InvocationQueued, body: bytes) -> None:
         """Return when the log has it, however long that takes; the broker drops a second one."""
-        body = encode(outcome)
-        if len(body) > self.inline_limit and isinstance(outcome, InvocationCompleted):
-            body = encode(await self._outside(event, outcome))
         subject = subjects.done(self.shard, self.tenant, self.job, event.data.origin, self.worker)
         wait = RETRY_S
         while True:
@@ -75,20 +106,3 @@ class Publisher:
                 wait = min(2 * wait, LONGEST_RETRY_S)
             else:
                 return
-
-    async def _outside(
-        self, event: InvocationQueued, outcome: InvocationCompleted
-    ) -> InvocationCompleted:
-        """The same outcome with its output in the payload store."""
-        data = outcome.data
-        blob = outcome.id
-        ref = await blobs.write(
-            self.connection,
-            blobs.to_json(data.output),
-            blob,
-            lambda n: subjects.output_blob(self.tenant, self.job, self.worker, blob, n),
-            worker=self.worker,
-            timeout_s=None,
-        )
-        moved: dict[str, Any] = {"output": None, "output_ref": ref}
-        return outcome.model_copy(update={"data": data.model_copy(update=moved)})

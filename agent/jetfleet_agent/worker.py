@@ -45,6 +45,7 @@ class JobWorker:
     replicas: list[Replica] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)  # by invocation
     draining: bool = False
+    waiting: int = 0  # tasks that have no replica yet
     finished: int = 0
     busy_s: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,8 +105,7 @@ class JobWorker:
         return 0 if self.draining else self._free()
 
     def _free(self) -> int:
-        waiting = sum(task.waiting for task in self.tasks.values())
-        return sum(replica.free for replica in self.replicas) - waiting
+        return sum(replica.free for replica in self.replicas) - self.waiting
 
     def slots_changed(self) -> None:
         """Call when a replica begins or ceases to serve, or a slot is free again."""
@@ -123,6 +123,8 @@ class JobWorker:
 
     def choose(self) -> Replica | None:
         """The serving replica with most free slots."""
+        if len(self.replicas) == 1:
+            return self.replicas[0] if self.replicas[0].free > 0 else None
         best = max(self.replicas, key=lambda replica: replica.free, default=None)
         return best if best is not None and best.free > 0 else None
 
@@ -153,6 +155,7 @@ class JobWorker:
 
     def _begin(self, task: Task) -> None:
         self.tasks[task.invocation] = task
+        task.wait()
         self.idle.clear()
         self._soon(self._run(task))
 
@@ -162,10 +165,15 @@ class JobWorker:
             if done:
                 await self._say(task.message, ACK)
         finally:
+            task.wait_over()
             self.tasks.pop(task.invocation, None)
             if not self.tasks:
                 self.idle.set()
             self.slots_changed()
+
+    def say_started(self, task: Task, replica: str) -> None:
+        """In the background, so that the model need not wait for it."""
+        self._soon(self.publisher.started(task.event, replica, task.attempt))
 
     def send_chunk(self, invocation: str, number: int, text: bytes) -> None:
         """Tasks begin in the order they are made, so chunks leave in order, before the outcome."""

@@ -123,9 +123,8 @@ def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
                 subjects.ALL_FLEET,
                 subjects.command(ANY),
                 subjects.done(ANY, ANY, ANY, ANY, subjects.NOBODY),
-                f"{inbox('*').replace('*', '')}>",
-                "_INBOX.>",
-                "_R_.>",
+                subjects.queue(ANY, ANY, ANY, ANY),  # puts back what a crash kept out of a queue
+                "_R_.>",  # answers to workers, whose requests come from their own account
             ),
             (private, "jf.>", "$JS.EVENT.ADVISORY.>"),
         ),

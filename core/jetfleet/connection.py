@@ -21,11 +21,12 @@ from typing import Any, Protocol
 
 import nats
 import nats.errors
-from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
+from pydantic_core import from_json
 
 from jetfleet import access, jwt
 from jetfleet.errors import BrokerUnavailable, JetfleetError, LogFull
+from jetfleet.fastlane import FastNats
 
 logger = logging.getLogger("jetfleet.connection")
 
@@ -104,7 +105,7 @@ class _Pending:
     future: asyncio.Future[Stored]
     subject: str
     body: bytes
-    headers: dict[str, str] | None
+    header: bytes
     deadline: float
     repeatable: bool
 
@@ -115,9 +116,31 @@ class Subscription:
 
     subject: str
     queue: str
-    callback: Callable[[Msg], Awaitable[None]]
+    callback: Callback
     connection: Connection
     handle: Any = None
+
+    async def start(self) -> None:
+        """Subscribe; a callback that is no coroutine function is called from the reader itself."""
+        client = self.connection.nats
+        if self.queue or inspect.iscoroutinefunction(self.callback):
+            self.handle = await client.subscribe(self.subject, queue=self.queue, cb=self._call)
+        else:
+            self.handle = await client.subscribe_direct(self.subject, self._take)
+
+    def _take(self, message: Msg) -> None:
+        try:
+            self.callback(message)
+        except Exception:
+            logger.exception("a message on %s could not be handled", message.subject)
+
+    async def _call(self, message: Msg) -> None:
+        try:
+            result = self.callback(message)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("a message on %s could not be handled", message.subject)
 
     async def stop(self) -> None:
         """Unsubscribe; what was delivered already is still handled."""
@@ -135,7 +158,7 @@ class Connection:
     credentials: CredentialSource
     user: str
     name: str
-    nats: Nats = field(init=False)
+    nats: FastNats = field(init=False)
     on_reconnect: list[Hook] = field(default_factory=list)
     subscriptions: list[Subscription] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)  # the server's last refusals, newest last
@@ -182,7 +205,7 @@ class Connection:
         return bool(self.nats.is_connected)
 
     async def _dial(self) -> None:
-        client = Nats()
+        client = FastNats()
         try:
             await client.connect(
                 self.url,
@@ -194,6 +217,8 @@ class Connection:
                 max_reconnect_attempts=-1,
                 ping_interval=PING_INTERVAL_S,
                 error_cb=self._on_error,
+                # Ours are made of validated names; what the broker hands us it has validated.
+                skip_subject_validation=True,
                 reconnected_cb=self._on_reconnected,
                 closed_cb=self._on_closed,
             )
@@ -211,7 +236,8 @@ class Connection:
             self._redial.cancel()
         with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
             await asyncio.wait_for(self.nats.flush(), 2)
-        with contextlib.suppress(nats.errors.Error, OSError):
+        # uvloop raises RuntimeError when nats-py writes to a transport that the server has closed.
+        with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self.nats.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -228,7 +254,10 @@ class Connection:
             BrokerUnavailable: the connection is closed for good, or its buffer is full.
         """
         try:
-            await self.nats.publish(subject, body, reply, headers)
+            if headers:
+                await self.nats.publish(subject, body, reply, headers)
+            else:
+                await self.nats.publish_trusted(subject, body, reply)
         except nats.errors.Error as error:
             raise BrokerUnavailable(f"cannot publish to {subject}: {error}") from error
 
@@ -256,18 +285,19 @@ class Connection:
             LogFull: the stream refuses because it, or its disk, is full.
             ApiError: refused for another reason.
         """
-        headers: dict[str, str] = {}
+        header = ""
         if msg_id is not None:
-            headers["Nats-Msg-Id"] = msg_id
+            header = f"Nats-Msg-Id: {msg_id}\r\n"
         if trace is not None:
-            headers["traceparent"] = trace
+            header += f"traceparent: {trace}\r\n"
         if expect is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect[0])
-            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = expect[1]
+            header += f"Nats-Expected-Last-Subject-Sequence: {expect[0]}\r\n"
+            header += f"Nats-Expected-Last-Subject-Sequence-Subject: {expect[1]}\r\n"
+        block = f"NATS/1.0\r\n{header}\r\n".encode() if header else b""
         self._counter = number = self._counter + 1
         future: asyncio.Future[Stored] = self._loop.create_future()
         deadline = float("inf") if timeout_s is None else self._loop.time() + timeout_s
-        entry = _Pending(future, subject, body, headers or None, deadline, msg_id is not None)
+        entry = _Pending(future, subject, body, block, deadline, msg_id is not None)
         self._pending[number] = entry
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
@@ -279,8 +309,8 @@ class Connection:
 
     async def _send(self, number: int, entry: _Pending) -> None:
         try:
-            await self.nats.publish(
-                entry.subject, entry.body, f"{self._ack_prefix}{number}", entry.headers
+            await self.nats.publish_trusted(
+                entry.subject, entry.body, f"{self._ack_prefix}{number}", entry.header
             )
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             if not entry.repeatable:
@@ -299,7 +329,7 @@ class Connection:
             else:
                 entry.future.set_exception(BrokerUnavailable(f"no stream takes {entry.subject}"))
             return
-        answer = json.loads(message.data)
+        answer = from_json(message.data)
         if "error" in answer:
             entry.future.set_exception(_api_error(answer["error"]))
         else:
@@ -371,16 +401,8 @@ class Connection:
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call ``callback`` for every message; restored whenever the connection is dialled anew."""
 
-        async def call(message: Msg) -> None:
-            try:
-                result = callback(message)
-                if inspect.isawaitable(result):
-                    await result
-            except Exception:
-                logger.exception("a message on %s could not be handled", message.subject)
-
-        entry = Subscription(subject, queue, call, self)
-        entry.handle = await self.nats.subscribe(subject, queue=queue, cb=call)
+        entry = Subscription(subject, queue, callback, self)
+        await entry.start()
         self.subscriptions.append(entry)
         return entry
 
@@ -429,9 +451,7 @@ class Connection:
                 logger.warning("%s: cannot connect: %s", self.name, error)
                 continue
             for entry in list(self.subscriptions):
-                entry.handle = await self.nats.subscribe(
-                    entry.subject, queue=entry.queue, cb=entry.callback
-                )
+                await entry.start()
             logger.info("%s: dialled anew", self.name)
             await self._restored()
             return

@@ -38,7 +38,7 @@ class Waiter:
     tenant: str
     job: str
     seq: int = 0
-    future: asyncio.Future[OutcomeEvent] | None = None
+    futures: list[asyncio.Future[OutcomeEvent]] = field(default_factory=list)
     event: OutcomeEvent | None = None
     chunks: asyncio.Queue[tuple[int, Any] | None] | None = None
     subscription: Subscription | None = None
@@ -56,8 +56,9 @@ class Waiter:
             logger.warning("an outcome of %s is set aside: not about it", self.invocation)
             return
         self.event = event
-        if self.future is not None and not self.future.done():
-            self.future.set_result(event)
+        for future in self.futures:
+            if not future.done():
+                future.set_result(event)
         if self.chunks is not None:
             self.chunks.put_nowait(None)
 
@@ -65,16 +66,24 @@ class Waiter:
         """Raises OutcomePending after ``wait_s`` seconds (None: never)."""
         if self.event is not None:
             return self.event
-        if self.future is None or self.future.cancelled():
-            self.future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[OutcomeEvent] = loop.create_future()
+        self.futures.append(future)
+        timer = None if wait_s is None else loop.call_later(wait_s, self._give_up, future, wait_s)
         try:
-            async with asyncio.timeout(wait_s):
-                return await asyncio.shield(self.future)
-        except TimeoutError:
-            raise OutcomePending(
-                f"invocation {self.invocation} has no outcome after {wait_s} s; it goes on",
-                invocation=self.invocation,
-            ) from None
+            return await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _give_up(self, future: asyncio.Future[OutcomeEvent], wait_s: float) -> None:
+        if not future.done():
+            future.set_exception(
+                OutcomePending(
+                    f"invocation {self.invocation} has no outcome after {wait_s:g} s; it goes on",
+                    invocation=self.invocation,
+                )
+            )
 
     async def listen(self, connection: Connection) -> None:
         """Begin to collect output chunks; call it before the invocation is published."""

@@ -6,30 +6,23 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from jetfleet import subjects
 
-
-def _name(value: str) -> str:
-    if not subjects.is_name(value):
-        raise ValueError(
-            "must be 1 to 63 of a-z, 0-9, '-' and single '_', beginning with a letter or digit"
-        )
-    return value
-
-
-_VERSION = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
-
-
-def _version(value: str) -> str:
-    if not _VERSION.match(value):
-        raise ValueError("must be 1 to 63 of letters, digits, '.', '_' and '-'")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Version = Annotated[str, AfterValidator(_version)]
+# What stands in a subject, a message id or a path, and was made by us: nothing may break out of it.
+Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+TraceParent = Annotated[
+    str, StringConstraints(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+]  # https://www.w3.org/TR/trace-context/#traceparent-header
+Name = Annotated[str, StringConstraints(pattern=subjects.NAME_PATTERN, max_length=63)]
+Version = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
 
 
 class Frozen(BaseModel):

@@ -12,12 +12,14 @@ import zlib
 ANY = "*"
 NOBODY = "-"  # the worker token of an outcome that no worker said (conductor, gateway)
 DEFAULT_CLASS = "normal"
-NAME = re.compile(r"^[a-z0-9](?:[a-z0-9-]|_(?!_)){0,62}$")  # no "__": it separates consumer names
+# Lower case, digits and "-", with single "_" between them: "__" separates the names of consumers.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*(?:_[a-z0-9-]+)*$"
+NAME = re.compile(NAME_PATTERN)
 
 
 def is_name(token: str) -> bool:
     """Whether a token can stand in a subject as the name of a tenant, model, job or worker."""
-    return NAME.match(token) is not None
+    return len(token) <= 63 and NAME.match(token) is not None
 
 
 def shard_of(job: str, shards: int) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
@@ -23,16 +24,18 @@ from jetfleet.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from jetfleet.events import InvocationCompleted, InvocationQueued, decode, encode
+from jetfleet.events import InvocationCompleted, InvocationQueued, compose, decode
 from jetfleet.fleet import JobState
 from jetfleet.outcomes import Outcomes, Waiter
 from jetfleet.registry import Registry
 from jetfleet.settings import Settings
+from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
 from jetfleet.streams import INVOCATIONS
 
 GAUGE_FRESH_S = 1.0
 KEY_LIMIT = 255
+TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,7 @@ class Submitter:
         _check(request, job)
         await self._check_cap(job)
         waiter = self.outcomes.expect(new_id(), request.job)
-        event = self._event(request, job, waiter.invocation)
-        body = await self._encode(event, request)
+        body = await self._encode(request, job, waiter.invocation)
         if request.stream:
             await waiter.listen(self.connection)
         key = request.idempotency_key
@@ -109,32 +111,15 @@ class Submitter:
             gauge.depth += 1
             gauge.recent.append(stored.seq)
         if key and stored.duplicate:
-            return await self._earlier(stored.seq, event, waiter), True
+            return await self._earlier(stored.seq, request, waiter), True
         return waiter, False
 
-    def _event(self, request: Request, job: JobState, invocation: str) -> InvocationQueued:
-        spec = job.spec
+    async def _encode(self, request: Request, job: JobState, invocation: str) -> bytes:
+        """The queued event, its input moved to the payload store when it is big."""
         envelope = self.stamp(job.tenant, correlation=invocation, trace=request.trace)
-        ttl = spec.queue_ttl_s if request.ttl_s is None else request.ttl_s
-        return InvocationQueued(
-            **envelope,
-            data=InvocationQueued.Data(
-                invocation=invocation,
-                job=spec.name,
-                input=request.input,
-                origin=self.outcomes.origin,
-                stream=request.stream,
-                timeout_s=spec.timeout_s if request.timeout_s is None else request.timeout_s,
-                expires_at=envelope["time"] + timedelta(seconds=ttl),
-                priority_class=spec.priority_class,
-                idempotency_key=request.idempotency_key,
-            ),
-        )
-
-    async def _encode(self, event: InvocationQueued, request: Request) -> bytes:
-        """The event's bytes, its input moved to the payload store when it is big."""
+        data = self._data(request, job.spec, invocation, envelope["time"])
         try:
-            body = encode(event)
+            body = compose(InvocationQueued, envelope, data)
         except PydanticSerializationError as error:
             raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
         if len(body) <= self.settings.inline_limit:
@@ -145,27 +130,41 @@ class Submitter:
                 f"the input is {len(text):,} bytes of JSON; "
                 f"this installation takes {self.settings.payload_limit:,}"
             )
-        data = event.data
-        ref = await blobs.write(
+        del data["input"]
+        data["input_ref"] = await blobs.write(
             self.connection,
             text,
-            data.invocation,
-            lambda n: subjects.input_blob(event.tenant, data.job, data.invocation, n),
+            invocation,
+            lambda n: subjects.input_blob(job.tenant, job.spec.name, invocation, n),
         )
-        return encode(
-            event.model_copy(
-                update={"data": data.model_copy(update={"input": None, "input_ref": ref})}
-            )
-        )
+        return compose(InvocationQueued, envelope, data)
 
-    async def _earlier(self, seq: int, event: InvocationQueued, waiter: Waiter) -> Waiter:
+    def _data(
+        self, request: Request, spec: JobSpec, invocation: str, now: datetime
+    ) -> dict[str, Any]:
+        ttl = spec.queue_ttl_s if request.ttl_s is None else request.ttl_s
+        data = {
+            "invocation": invocation,
+            "job": spec.name,
+            "input": request.input,
+            "origin": self.outcomes.origin,
+            "stream": request.stream,
+            "timeout_s": spec.timeout_s if request.timeout_s is None else request.timeout_s,
+            "expires_at": now + timedelta(seconds=ttl),
+            "priority_class": spec.priority_class,
+        }
+        if request.idempotency_key is not None:
+            data["idempotency_key"] = request.idempotency_key
+        return data
+
+    async def _earlier(self, seq: int, request: Request, waiter: Waiter) -> Waiter:
         """The waiter of the invocation that this idempotency key made before."""
         await waiter.stop()
         answer = await self.connection.api(f"STREAM.MSG.GET.{INVOCATIONS}", {"seq": seq})
         before = decode(blobs.decode_stored(answer["message"]))
-        if not isinstance(before, InvocationQueued) or not await self._same(before, event):
+        if not isinstance(before, InvocationQueued) or not _same(before, request):
             raise IdempotencyMismatch(
-                f"idempotency key {event.data.idempotency_key!r} was used before with another "
+                f"idempotency key {request.idempotency_key!r} was used before with another "
                 "input; use a new key for a new request"
             )
         known = self.outcomes.waiting.get(before.data.invocation)
@@ -175,12 +174,6 @@ class Submitter:
         again.seq = seq
         await self.outcomes.watch(again, before.data.origin, seq)
         return again
-
-    async def _same(self, before: InvocationQueued, now: InvocationQueued) -> bool:
-        if before.data.input_ref is None:
-            return bool(before.data.input == now.data.input)
-        digest = hashlib.sha256(blobs.to_json(now.data.input)).hexdigest()
-        return before.data.input_ref.sha256 == digest
 
     # -- the queue's cap
 
@@ -250,11 +243,21 @@ def _check(request: Request, job: JobState) -> None:
                 f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
                 field=name,
             )
+    if request.trace is not None and not TRACEPARENT.match(request.trace):
+        raise InvalidRequest("trace is not a W3C traceparent", field="traceparent")
     key = request.idempotency_key
     if key is not None and not 0 < len(key) <= KEY_LIMIT:
         raise InvalidRequest(
             f"an idempotency key has 1 to {KEY_LIMIT} characters", field="Idempotency-Key"
         )
+
+
+def _same(before: InvocationQueued, request: Request) -> bool:
+    """Whether a repeated key came with the input that it came with first."""
+    text = blobs.to_json(request.input)
+    if before.data.input_ref is None:
+        return bool(before.data.input == json.loads(text))
+    return before.data.input_ref.sha256 == hashlib.sha256(text).hexdigest()
 
 
 def _key_id(tenant: str, job: str, key: str) -> str:

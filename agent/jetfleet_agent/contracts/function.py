@@ -40,7 +40,6 @@ from jetfleet_agent.contracts.wire import (
 )
 from jetfleet_agent.runtimes import Instance, Launch, StartFailed, describe_exit
 
-JOIN_BYTES = 64 * 1024  # up to this size a copy is cheaper than a second piece to write
 FRAME_SLACK = 256 * 1024  # an error with its traceback may be longer than a small output limit
 END_WAIT_S = 2.0  # between the end of the process and the end of the channel, either first
 
@@ -83,6 +82,7 @@ class FunctionSession(asyncio.Protocol):
         self._cancellable = False
         self._ended: str | None = None  # why no call can be made any more
         self._number = 0
+        self._unsent: list[bytes] = []
         self._pending: dict[int, tuple[asyncio.Future[bytes], Call]] = {}
         self._numbers: dict[str, int] = {}  # of the calls in progress, by their id
 
@@ -177,11 +177,16 @@ class FunctionSession(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ended is not None:
             return
-        header = HEADER.pack(len(payload), kind, number)
-        if len(payload) <= JOIN_BYTES:
-            transport.write(header + payload)
-        else:
-            transport.writelines((header, payload))
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(HEADER.pack(len(payload), kind, number))
+        self._unsent.append(payload)
+
+    def _flush(self) -> None:
+        """All that was sent in one turn of the loop goes out in one write."""
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.writelines(unsent)
 
     def _abort(self) -> None:
         if self._transport is not None:

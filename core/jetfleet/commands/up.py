@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jetfleet.settings import Settings
     from jetfleet.supervisor import Program
 
-DRAIN_S = 30.0  # an agent may finish what it runs
+DRAIN_S = 35.0  # an agent finishes what it runs within 30 s, and then hands it back
 LEFTOVERS_S = 10.0  # for the programs of a supervisor that was killed
 _BROKER_LINE = re.compile(r"^\[\d+\] [\d/]+ [\d:.]+ \[(?P<level>\w+)\] ?(?P<text>.*)$")
 _ROUTINE = "Websocket not configured with TLS"  # on loopback; in production a proxy brings TLS

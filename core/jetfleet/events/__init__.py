@@ -13,9 +13,10 @@ event that caused this one, ``traceparent`` the W3C trace of the request.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from jetfleet.events.envelope import Event, InvalidEvent
 from jetfleet.events.fleet import (
@@ -86,6 +87,22 @@ def encode(event: Event) -> bytes:
     return event.__pydantic_serializer__.to_json(event, exclude_none=True)
 
 
+def compose(kind: type[Event], envelope: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
+    """The bytes of an event from trusted parts, a third of the cost of building and encoding it.
+
+    For the events of the invocation's path alone; readers validate whatever they read, and a test
+    holds composed events against built ones. None is left out, as ``encode`` does.
+    """
+    document = {
+        "specversion": "1.0",
+        "type": kind.model_fields["type"].default,
+        "dataversion": 1,
+        **envelope,
+        "data": data,
+    }
+    return to_json({name: value for name, value in document.items() if value is not None})
+
+
 def decode(body: bytes | str) -> AnyEvent:
     """Read an event, lifting an old ``dataversion`` first.
 
@@ -153,6 +170,7 @@ __all__ = [
     "WorkerJoined",
     "WorkerLeft",
     "WorkerLost",
+    "compose",
     "decode",
     "encode",
 ]

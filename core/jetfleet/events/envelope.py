@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from jetfleet.specs import Frozen, Name
+from jetfleet.specs import Frozen, Name, TraceParent
 
 
 class InvalidEvent(ValueError):
@@ -26,4 +26,4 @@ class Event(Frozen):
     tenant: Name
     correlationid: str | None = None
     causationid: str | None = None
-    traceparent: str | None = None
+    traceparent: TraceParent | None = None

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from jetfleet.events.envelope import Event
-from jetfleet.specs import Frozen, JobSpec, Machine, Name
+from jetfleet.specs import Frozen, JobSpec, Machine, Name, Token
 
 
 class WorkerJoined(Event):
@@ -15,7 +15,7 @@ class WorkerJoined(Event):
 
     class Data(Frozen):
         worker: Name
-        session: str = Field(description="UUIDv7 of this run of the agent")
+        session: Token = Field(description="UUIDv7 of this run of the agent")
         machine: Machine
         agent_version: str
         public_key: str = Field(description="NKey of the worker's user, to which rights are bound")
@@ -36,7 +36,7 @@ class WorkerDraining(Event):
 
     class Data(Frozen):
         worker: Name
-        session: str
+        session: Token
         reason: str = ""
 
     type: Literal["jetfleet.worker.draining"] = "jetfleet.worker.draining"
@@ -48,7 +48,7 @@ class WorkerLeft(Event):
 
     class Data(Frozen):
         worker: Name
-        session: str
+        session: Token
 
     type: Literal["jetfleet.worker.left"] = "jetfleet.worker.left"
     data: Data
@@ -59,7 +59,7 @@ class WorkerLost(Event):
 
     class Data(Frozen):
         worker: Name
-        session: str
+        session: Token
         silent_s: float = Field(ge=0, description="seconds since its last heartbeat")
 
     type: Literal["jetfleet.worker.lost"] = "jetfleet.worker.lost"
@@ -71,7 +71,7 @@ class ReplicaChange(Frozen):
 
     worker: Name
     job: Name
-    replica: str
+    replica: Token
 
 
 class ReplicaPreparing(Event):
@@ -191,7 +191,7 @@ class WorkerHeartbeat(Event):
 
     class Data(Frozen):
         worker: Name
-        session: str
+        session: Token
         cpu: float | None = Field(None, description="utilisation of all cores, 0 to 1")
         memory_used_mib: int | None = None
         gpus: tuple[GpuLoad, ...] = ()

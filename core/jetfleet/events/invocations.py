@@ -8,28 +8,28 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jetfleet.events.envelope import Event
-from jetfleet.specs import Frozen, Name
+from jetfleet.specs import Frozen, Name, Token
 
 
 class BlobRef(Frozen):
     """A payload over the inline limit: JSON bytes in pieces in the PAYLOADS stream."""
 
-    blob: str = Field(description="its id, a token of the subject of its pieces")
+    blob: Token = Field(description="its id, a token of the subject of its pieces")
     pieces: int = Field(ge=1)
     size: int = Field(ge=0, description="bytes of JSON text")
     sha256: str = Field(description="hex digest of the JSON text")
-    worker: str | None = Field(None, description="who wrote it; None: the caller (an input)")
+    worker: Name | None = Field(None, description="who wrote it; None: the caller (an input)")
 
 
 class InvocationQueued(Event):
     """An invocation was accepted. The event is the work item."""
 
     class Data(Frozen):
-        invocation: str = Field(description="UUIDv7 of the invocation")
+        invocation: Token = Field(description="UUIDv7 of the invocation")
         job: Name
         input: Any = None
         input_ref: BlobRef | None = Field(None, description="set when the input is not inline")
-        origin: str = Field(description="token of whoever waits for the outcome")
+        origin: Token = Field(description="token of whoever waits for the outcome")
         stream: bool = Field(False, description="the caller wants output as it comes")
         timeout_s: float = Field(gt=0, description="longest run of one attempt, seconds")
         expires_at: datetime = Field(description="not started by then: expired")
@@ -44,10 +44,10 @@ class InvocationCancelRequested(Event):
     """Somebody asked to cancel; the outcome follows as its own event."""
 
     class Data(Frozen):
-        invocation: str
+        invocation: Token
         job: Name
         queued_seq: int = Field(ge=1, description="position of its queued event in INVOCATIONS")
-        origin: str = Field(description="origin token of the queued event")
+        origin: Token = Field(description="origin token of the queued event")
         reason: str = ""
 
     type: Literal["jetfleet.invocation.cancel_requested"] = "jetfleet.invocation.cancel_requested"
@@ -58,10 +58,10 @@ class InvocationStarted(Event):
     """A worker began an attempt."""
 
     class Data(Frozen):
-        invocation: str
+        invocation: Token
         job: Name
         worker: Name
-        replica: str
+        replica: Token
         attempt: int = Field(ge=1)
 
     type: Literal["jetfleet.invocation.started"] = "jetfleet.invocation.started"
@@ -89,7 +89,7 @@ class Failure(Frozen):
 class Outcome(Frozen):
     """What all outcomes say."""
 
-    invocation: str
+    invocation: Token
     job: Name
     worker: Name | None = Field(None, description="who ran it; None when nobody did")
     replica: str | None = None

@@ -1,0 +1,317 @@
+"""The SQL folds against core's: the same events, the same state; and SQL's reading against Python's."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jetfleet.events import (
+    InvocationCompleted,
+    InvocationQueued,
+    InvocationStarted,
+    compose,
+    decode,
+)
+from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
+from jetfleet_projections import tables
+from jetfleet_projections.batches import Batch
+from jetfleet_projections.warehouse import Warehouse
+from projections_made import Log, lives
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    opened = Warehouse.open(tmp_path / "warehouse.duckdb")
+    yield opened
+    opened.close()
+
+
+def dicts(warehouse: Warehouse, sql: str) -> list[dict[str, Any]]:
+    result = warehouse.connection.execute(sql)
+    names = [column[0] for column in result.description]
+    return [dict(zip(names, values, strict=True)) for values in result.fetchall()]
+
+
+def naive(time: Any) -> Any:
+    return None if time is None else time.replace(tzinfo=None)
+
+
+def fleet_log(seed: int, length: int = 200) -> Log:
+    log, chance = Log(), random.Random(seed)
+    for _ in range(length):
+        worker = f"w{chance.randrange(3)}"
+        replica = f"r{chance.randrange(6)}"
+        if chance.random() < 0.3:
+            verb = chance.choice(["joined", "joined", "draining", "left", "lost"])
+            named = tuple(f"r{n}" for n in range(6) if chance.random() < 0.5)
+            fields = {"replicas": named} if verb == "joined" else {}
+            log.worker(verb, worker, f"s{chance.randrange(2)}", **fields)
+        else:
+            verb = chance.choice(
+                ["assigned"] * 3 + ["ready"] * 3 + ["preparing", "released", "failed", "stopped"]
+            )
+            log.replica(verb, replica, worker)
+    return log
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fleet_is_what_core_folds(warehouse: Warehouse, seed: int) -> None:
+    log, chance = fleet_log(seed), random.Random(seed)
+    batch, state, start = log.batches[FLEET], FleetState(), 0
+    while start < len(batch):
+        stop = start + chance.choice([1, 5, 40])
+        warehouse.apply(batch.part(start, stop))
+        for seq, body in zip(batch.seqs[start:stop], batch.bodies[start:stop], strict=True):
+            state = evolve_fleet(state, decode(body), seq)
+        start = stop
+        workers = {row["worker"]: row for row in dicts(warehouse, "SELECT * FROM workers")}
+        assert {n: (w.status, w.session, w.joined_seq) for n, w in state.workers.items()} == {
+            n: (w["state"], w["session"], w["joined_seq"]) for n, w in workers.items()
+        }
+        live = dicts(warehouse, "SELECT * FROM replicas WHERE ended_at IS NULL")
+        assert {
+            r.id: (r.status, r.worker, r.assigned_seq, naive(r.assigned_at), naive(r.ready_at))
+            for r in state.replicas.values()
+        } == {
+            r["replica"]: (
+                r["state"],
+                r["worker"],
+                r["assigned_seq"],
+                r["assigned_at"],
+                r["ready_at"],
+            )
+            for r in live
+        }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_registry_is_what_core_folds(warehouse: Warehouse, seed: int) -> None:
+    log, chance = Log(), random.Random(seed)
+    for _ in range(120):
+        if chance.random() < 0.3:
+            log.model(
+                f"m{chance.randrange(2)}",
+                str(chance.randrange(3)),
+                description=str(chance.random()),
+            )
+        verb = chance.choice(["created", "updated", "enabled", "disabled", "deleted"])
+        log.job(verb, f"j{chance.randrange(2)}", str(chance.randrange(3)))
+    batch, state, start = log.batches[REGISTRY], RegistryState(), 0
+    while start < len(batch):
+        stop = start + chance.choice([1, 5, 40])
+        warehouse.apply(batch.part(start, stop))
+        for seq, body in zip(batch.seqs[start:stop], batch.bodies[start:stop], strict=True):
+            state = evolve_registry(state, decode(body), seq)
+        start = stop
+        jobs = dicts(warehouse, "SELECT * FROM jobs")
+        assert {
+            key: (j.enabled, j.created_seq, j.updated_seq, naive(j.created_at), j.spec.model.version)
+            for key, j in state.jobs.items()
+        } == {
+            (j["tenant"], j["job"]):
+            (j["enabled"], j["created_seq"], j["updated_seq"], j["created_at"], j["model_version"])
+            for j in jobs
+        }  # fmt: skip
+        models = dicts(warehouse, "SELECT * FROM models")
+        assert {key: m.description for key, m in state.models.items()} == {
+            (m["tenant"], m["model"], m["version"]): m["description"] for m in models
+        }
+
+
+def test_replicas_keep_their_history(warehouse: Warehouse) -> None:
+    log = Log()
+    log.worker("joined")
+    for verb in ("assigned", "preparing", "ready"):
+        log.replica(verb, "r1")
+        log.replica(verb, "r2")
+    log.replica("released", "r1")
+    log.replica("stopped", "r1")
+    log.worker("lost")
+    warehouse.apply(log.batches[FLEET])
+    rows = {row["replica"]: row for row in dicts(warehouse, "SELECT * FROM replicas")}
+    assert (rows["r1"]["state"], rows["r1"]["restarts"]) == ("stopped", 1)
+    assert rows["r1"]["released_at"] < rows["r1"]["ended_at"]
+    assert (rows["r2"]["state"], rows["r2"]["reason"]) == ("gone", "the worker was lost")
+    decisions = dicts(warehouse, "SELECT decision, replica, reason FROM decisions ORDER BY seq")
+    assert [(d["decision"], d["replica"]) for d in decisions] == [
+        ("assigned", "r1"), ("assigned", "r2"), ("released", "r1"),
+    ]  # fmt: skip
+
+
+def test_fleet_event_of_another_worker_is_set_aside(warehouse: Warehouse) -> None:
+    log = Log()
+    log.worker("joined", "w1")
+    log.replica("assigned", "r1", "w1")
+    log.replica("ready", "r1", "w1")
+    batch = log.batches[FLEET]
+    batch.subjects[2] = "jf.fleet.w2.ready"
+    warehouse.apply(batch)
+    assert [d["seq"] for d in dicts(warehouse, "SELECT seq FROM dead")] == [3]
+    assert dicts(warehouse, "SELECT state FROM replicas") == [{"state": "assigned"}]
+
+
+# -- SQL's reading of invocation events against Python's
+
+
+def undecided(warehouse: Warehouse, batch: Batch) -> list[int]:
+    """Sequences that SQL leaves to Python."""
+    folder = warehouse._folder
+    seen: list[int] = []
+    stage = type(folder)._stage
+
+    def spy(self: Any, batch: Batch, seqs: Any, dead: Any) -> None:
+        seen.extend(seqs)
+        stage(self, batch, seen, dead)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(folder), "_stage", spy)
+        folder.plain_from = 0
+        warehouse.apply(batch)
+    return seen
+
+
+def test_every_event_as_the_core_writes_it_is_read_by_sql(warehouse: Warehouse) -> None:
+    log = Log()
+    for outcome in ("completed", "failed", "cancelled", "expired"):
+        invocation = log.clock.new_id()
+        log.queued(
+            invocation, stream=True, idempotency_key='a "key"\n', input=[1, 2.5, None, "é\u2028"]
+        )
+        log.cancel(invocation, reason='say "no"')
+        log.started(invocation)
+        log.done(invocation, outcome=outcome)
+        log.done(invocation, outcome=outcome, worker=None, attempt=0)
+    assert undecided(warehouse, log.batches[INVOCATIONS]) == []
+
+
+def test_every_event_as_the_core_composes_it_is_read_by_sql(warehouse: Warehouse) -> None:
+    log = Log()
+    invocation = log.clock.new_id()
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    facts = {"invocation": invocation, "job": "echo", "worker": "w1", "replica": "r1", "attempt": 1}
+    bodies = [
+        (
+            "jf.inv.0.default.echo.queued.normal",
+            InvocationQueued,
+            {
+                "invocation": invocation,
+                "job": "echo",
+                "input": None,
+                "origin": "g1",
+                "stream": False,
+                "timeout_s": 1.5,
+                "expires_at": log.clock.now(),
+                "priority_class": "normal",
+                "idempotency_key": "k",
+            },
+        ),
+        ("jf.inv.0.default.echo.started.w1", InvocationStarted, facts),
+        (
+            "jf.inv.0.default.echo.done.g1.w1",
+            InvocationCompleted,
+            {**facts, "run_s": 0.00002, "chunks": 0, "output": None},
+        ),
+    ]
+    for subject, kind, data in bodies:
+        envelope = log.stamp("default", correlation=invocation, trace=trace)
+        log.put(INVOCATIONS, subject, compose(kind, envelope, data))
+    assert undecided(warehouse, log.batches[INVOCATIONS]) == []
+    assert dicts(warehouse, "SELECT state, trace FROM invocations, events LIMIT 1") == [
+        {"state": "completed", "trace": trace}
+    ]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+odd_values = json_values | st.sampled_from(
+    [
+        "queued",
+        "-1",
+        "1e400",
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00.5+01:00",
+        -1,
+        0,
+        1.0,
+        1e300,
+    ]
+)
+
+
+@st.composite
+def odd_bodies(draw: st.DrawFn) -> list[tuple[str, bytes]]:
+    """Invocation events with a few fields changed, removed, added or written in another style."""
+    log = Log()
+    invocation = log.clock.new_id()
+    log.queued(invocation, input=draw(json_values))
+    log.started(invocation)
+    outcome = draw(st.sampled_from(["completed", "failed", "cancelled", "expired"]))
+    log.done(
+        invocation,
+        outcome=outcome,
+        **({"output": draw(json_values)} if outcome == "completed" else {}),
+    )
+    log.cancel(invocation)
+    batch, bodies = log.batches[INVOCATIONS], []
+    for subject, body in zip(batch.subjects, batch.bodies, strict=True):
+        document = json.loads(body)
+        if draw(st.booleans()):
+            target = draw(st.sampled_from([document, document["data"]]))
+            name = draw(st.sampled_from([*target, "extra"]))
+            if draw(st.booleans()):
+                target[name] = draw(odd_values)
+            else:
+                target.pop(name, None)
+        if draw(st.booleans()):
+            first = {
+                name: document.pop(name)
+                for name in ("specversion", "type", "dataversion")
+                if name in document
+            }
+            document = {**first, **document}
+        spaces = draw(st.sampled_from([(",", ":"), (",", ":"), (", ", ": ")]))
+        text = json.dumps(document, separators=spaces, ensure_ascii=draw(st.booleans()))
+        bodies.append((subject, text.encode(errors="surrogatepass")))
+    return bodies
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Warehouse]]:
+    """A warehouse that reads with SQL, and one that reads with Python."""
+    folder = tmp_path_factory.mktemp("both")
+    opened = [Warehouse.open(folder / f"{name}.duckdb") for name in ("sql", "python")]
+    opened[0]._folder.plain_from, opened[1]._folder.plain_from = 0, 10_000
+    yield opened
+    for warehouse in opened:
+        warehouse.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(bodies=odd_bodies())
+def test_sql_and_python_read_the_same(
+    both: list[Warehouse], bodies: list[tuple[str, bytes]]
+) -> None:
+    batch = Batch(INVOCATIONS)
+    for number, (subject, body) in enumerate(bodies, 1):
+        batch.add(number, 1_700_000_000_000_000_000 + number, subject, body)
+    for warehouse in both:
+        warehouse.forget(INVOCATIONS)
+        warehouse.apply(batch)
+    assert tables.differences(both[0].connection, both[1].connection) == {}
+
+
+def test_lives_are_read_by_sql_but_for_nothing(warehouse: Warehouse) -> None:
+    log = Log()
+    lives(log, 60, seed=3)
+    assert undecided(warehouse, log.batches[INVOCATIONS]) == []
