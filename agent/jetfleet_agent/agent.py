@@ -79,6 +79,7 @@ class Agent:
     _opening: dict[JobKey, asyncio.Lock] = field(default_factory=dict)
     _gpus: Gpus = field(default_factory=Gpus)
     _rejoining: bool = False
+    _assignments: Pull | None = None
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"worker/{self.identity.name}")
@@ -88,8 +89,9 @@ class Agent:
         """Serve until told to stop, then drain and leave."""
         name = self.identity.name
         await self.connection.subscribe(subjects.command(name), self._on_command)
-        pull = Pull(
-            self.connection, FLEET, subjects.worker_consumer(name), lambda: 16, self._on_control,
+        pull = self._assignments = Pull(
+            self.connection, FLEET, subjects.worker_consumer(name), lambda: 16, lambda: 16,
+            self._on_control,
             grouped=False,
         )  # fmt: skip
         await self._join()
@@ -175,6 +177,8 @@ class Agent:
         if command.get("rejoin") and not self._rejoining and not self.stop.is_set():
             self._rejoining = True
             self._soon(self._rejoin())
+        if command.get("listen") and self._assignments is not None:
+            self._soon(self._assignments.again())
         if command.get("drain"):
             self.stop.set()
 
@@ -230,7 +234,7 @@ class Agent:
         preparing = ReplicaPreparing(
             **self.stamp(replica.tenant, cause=event), data=ReplicaPreparing.Data(**facts)
         )
-        await self._say(preparing, "replica_preparing")
+        await self._say(preparing, "preparing")
         try:
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
@@ -245,7 +249,7 @@ class Agent:
             **self.stamp(replica.tenant, cause=event),
             data=ReplicaReady.Data(**facts, prepare_s=round(took, 3), restarts=replica.restarts),
         )
-        await self._say(ready, "replica_ready")
+        await self._say(ready, "ready")
         logger.info("replica of %s ready in %.2f s", replica.spec.name, took)
 
     async def _job(self, replica: Replica, shard: int) -> JobWorker:
@@ -281,7 +285,7 @@ class Agent:
             ),
         )
         logger.error("! replica of %s failed: %s", replica.spec.name, failure.reason)
-        await self._say(failed, "replica_failed")
+        await self._say(failed, "failed")
         await self._remove(replica)
 
     async def _end(self, replica: Replica) -> None:
@@ -314,7 +318,7 @@ class Agent:
 
     async def _say_stopped(self, tenant: str, job: str, replica: str) -> None:
         data = ReplicaStopped.Data(worker=self.identity.name, job=job, replica=replica)
-        await self._say(ReplicaStopped(**self.stamp(tenant), data=data), "replica_stopped")
+        await self._say(ReplicaStopped(**self.stamp(tenant), data=data), "stopped")
 
     def _facts(self, replica: Replica) -> dict[str, str]:
         return {

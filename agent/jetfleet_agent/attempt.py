@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic_core
 from nats.aio.msg import Msg
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jetfleet.attempt")
 CANCEL_DEADLINE_S = 2.0  # a model that was asked to stop and did not is killed then
 TEXT_LIMIT = 16_000  # characters of a traceback or log tail kept in the log
+
+
+class Completed(NamedTuple):
+    """What the model returned: as JSON text, and read."""
+
+    raw: bytes
+    output: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -96,10 +103,10 @@ class Task:
         else:
             outcome = await self._attempts(delivered)
             if outcome is None:
-                await owner.hand_back(self)
+                owner.hand_back(self)
                 return False
-            if isinstance(outcome, bytes):
-                await owner.publisher.completed(self.event, self._facts(), outcome)
+            if isinstance(outcome, Completed):
+                await owner.publisher.completed(self.event, self._facts(), *outcome)
                 logger.debug("← %s", self.invocation)
             else:
                 await self._publish(outcome)
@@ -111,7 +118,7 @@ class Task:
             f"retry_limit allows {self.owner.spec.retry_limit} more than the first"
         )
 
-    async def _attempts(self, delivered: int) -> bytes | OutcomeEvent | None:
+    async def _attempts(self, delivered: int) -> Completed | OutcomeEvent | None:
         """Run it, again when the model's process ended under it; None: hand it back."""
         try:
             text = await self._input()
@@ -148,20 +155,19 @@ class Task:
             await owner.slot_event()
         return None
 
-    async def _attempt(self, replica: Replica, text: bytes) -> bytes | OutcomeEvent:
+    async def _attempt(self, replica: Replica, text: bytes) -> Completed | OutcomeEvent:
         """One run in one replica: its output, or another outcome. Raises ModelExited."""
         owner, data = self.owner, self.event.data
         self.replica = replica
         self.wait_over()
         replica.running += 1
         self.chunks = 0
-        owner.say_started(self, replica.id)
         logger.debug("→ %s attempt %d", self.invocation, self.attempt)
         call = Call(self.invocation, text, stream=data.stream, on_chunk=self._on_chunk)
         self.run_s, self._began = None, time.monotonic()
         try:
             raw = await self._invoke(replica, call)
-            pydantic_core.from_json(raw, allow_inf_nan=False)
+            output = pydantic_core.from_json(raw, allow_inf_nan=False)
         except CallFailed as error:
             if self._timed_out or self._cancel_reason is not None:
                 return self._stopped_event(replica)
@@ -173,7 +179,7 @@ class Task:
             return self._failed("invalid_output", f"the model's answer is not JSON: {error}")
         else:
             replica.well()
-            return raw
+            return Completed(raw, output)
         finally:
             self.run_s = time.monotonic() - self._began
             owner.finished += 1
@@ -197,6 +203,7 @@ class Task:
         if self._cancel_reason is not None:
             raise CallCancelled("cancelled before it began")
         loop = asyncio.get_running_loop()
+        loop.call_soon(self._say_started, replica.id, self.attempt)  # once the call is on its way
         timer = loop.call_later(self.event.data.timeout_s, self._on_timeout)
         self._call, self._over = (replica, session, call), loop.create_future()
         try:
@@ -205,6 +212,9 @@ class Task:
             timer.cancel()
             self._call = None
             self._over.set_result(None)
+
+    def _say_started(self, replica: str, attempt: int) -> None:
+        self.owner.publisher.started(self.event, replica, attempt)
 
     def _on_timeout(self) -> None:
         self._timed_out = True
@@ -230,7 +240,7 @@ class Task:
     def _on_chunk(self, text: bytes) -> None:
         number = self.chunks
         self.chunks += 1
-        self.owner.send_chunk(self.invocation, number, text)
+        self.owner.publisher.chunk(self.invocation, number, text)
 
     async def _input(self) -> bytes:
         data = self.event.data

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic_core import from_json
 
 from jetfleet import blobs, subjects
 from jetfleet.connection import ApiError, Connection
@@ -40,7 +37,7 @@ class Publisher:
     stamp: Stamp
     inline_limit: int
 
-    async def started(self, event: InvocationQueued, replica: str, attempt: int) -> None:
+    def started(self, event: InvocationQueued, replica: str, attempt: int) -> None:
         """Not awaited by the broker: it informs, nothing hangs on it."""
         said = compose(
             InvocationStarted,
@@ -55,27 +52,26 @@ class Publisher:
         )
         subject = subjects.started(self.shard, self.tenant, self.job, self.worker)
         try:
-            await self.connection.publish(subject, said)
+            self.connection.send(subject, said)
         except BrokerUnavailable as error:
             logger.info("started of %s is not in the log: %s", event.data.invocation, error)
 
-    async def chunk(self, invocation: str, number: int, text: bytes) -> None:
+    def chunk(self, invocation: str, number: int, text: bytes) -> None:
         """A piece of output for whoever listens: ``<number> <JSON text>``."""
         subject = subjects.output(invocation, self.worker)
         try:
-            await self.connection.publish(subject, b"%d %s" % (number, text))
+            self.connection.send(subject, b"%d %s" % (number, text))
         except BrokerUnavailable as error:
             logger.info("chunk %d of %s is lost: %s", number, invocation, error)
 
     async def completed(
-        self, event: InvocationQueued, facts: Mapping[str, Any], raw: bytes
+        self, event: InvocationQueued, facts: dict[str, Any], raw: bytes, output: Any
     ) -> None:
         """Completed with this output (JSON text), kept outside the event when it is big."""
         envelope = self.stamp(self.tenant, cause=event)
-        data: dict[str, Any] = dict(facts)
         if len(raw) > self.inline_limit:
             blob = envelope["id"]
-            data["output_ref"] = await blobs.write(
+            facts["output_ref"] = await blobs.write(
                 self.connection,
                 raw,
                 blob,
@@ -84,8 +80,8 @@ class Publisher:
                 timeout_s=None,
             )
         else:
-            data["output"] = from_json(raw)
-        await self._store(event, compose(InvocationCompleted, envelope, data))
+            facts["output"] = output
+        await self._store(event, compose(InvocationCompleted, envelope, facts))
 
     async def outcome(self, event: InvocationQueued, outcome: OutcomeEvent) -> None:
         """Any other outcome."""

@@ -25,6 +25,8 @@ EXPIRES_S = 30
 HEARTBEAT_S = 5
 SILENCE_S = 3 * HEARTBEAT_S
 RETRY_S = 0.1
+COMPANY = 8  # an eighth of the slots is worth a request at once
+COMPANY_S = 0.001
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +36,7 @@ class Pull:
     Args:
         stream, consumer: what is pulled from; the consumer may come into being later.
         wanted: how many messages may arrive now, those asked for included.
+        slots: how many may be at work at once, the busy ones included.
         take: called for every message, in order.
         grouped: the consumer has our priority group.
     """
@@ -42,6 +45,7 @@ class Pull:
     stream: str
     consumer: str
     wanted: Callable[[], int]
+    slots: Callable[[], int]
     take: Callable[[Msg], None]
     grouped: bool = True
     _outstanding: int = 0
@@ -64,7 +68,7 @@ class Pull:
         self._subscription = await self.connection.subscribe(inbox, self._on_message)
         self.connection.on_reconnect.append(self.again)
         self._watch = asyncio.create_task(self._watch_silence())
-        await self._ask()
+        self._ask()
 
     async def close(self) -> None:
         """Ask for nothing more; what still arrives is not taken and will be delivered elsewhere."""
@@ -81,19 +85,25 @@ class Pull:
     async def again(self) -> None:
         """Forget what was asked for and ask anew."""
         self._outstanding = 0
-        await self._ask()
+        self._ask()
 
     def top_up(self) -> None:
         """Ask for what is wanted and not yet asked for; once per turn of the loop.
 
-        While enough is on its way, a freed slot waits for company: half the requests, as fast.
+        A request costs the broker as much as a message. So while enough is on its way, or most
+        slots are at work, a freed slot waits a moment for company.
         """
         missing = self.wanted() - self._outstanding
-        if missing > 0 and missing >= self._outstanding and not self._scheduled:
-            self._scheduled = True
-            self.connection.spawn(self._ask())
+        if missing <= 0 or self._scheduled or missing < self._outstanding:
+            return
+        self._scheduled = True
+        loop = asyncio.get_running_loop()
+        if missing * COMPANY >= self.slots():
+            loop.call_soon(self._ask)
+        else:
+            loop.call_later(COMPANY_S, self._ask)
 
-    async def _ask(self) -> None:
+    def _ask(self) -> None:
         self._scheduled = False
         missing = self.wanted() - self._outstanding
         if missing <= 0 or self._subscription is None:
@@ -101,10 +111,10 @@ class Pull:
         self._outstanding += missing
         self._heard = asyncio.get_running_loop().time()
         try:
-            await self.connection.publish(
+            self.connection.send(
                 self._subject,
                 b'{"batch":%d%s' % (missing, self._tail.encode()),
-                reply=self._subscription.subject,
+                self._subscription.subject,
             )
         except BrokerUnavailable:
             self._outstanding = 0  # the reconnect asks again
@@ -130,7 +140,7 @@ class Pull:
 
     def _ask_later(self) -> None:
         self._retry = None
-        self.connection.spawn(self._ask())
+        self._ask()
 
     async def _watch_silence(self) -> None:
         """Broker heartbeats come with every outstanding request; without them it is dead."""

@@ -17,6 +17,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from jetfleet import subjects
+from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import InvalidEvent, InvocationQueued, JobLoad, decode
 from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
@@ -67,6 +68,7 @@ class JobWorker:
             subjects.queue_stream(self.shard),
             subjects.job_consumer(self.tenant, self.spec.name, self.spec.priority_class),
             self._wanted,
+            self._slots,
             self._take,
         )
         self.idle.set()
@@ -96,13 +98,16 @@ class JobWorker:
                 await self.idle.wait()
         except TimeoutError:
             for task in list(self.tasks.values()):
-                await self._say(task.message, NAK)
+                self._say(task.message, NAK)
                 logger.info("↻ %s handed back", task.invocation)
 
     # -- slots
 
     def _wanted(self) -> int:
         return 0 if self.draining else self._free()
+
+    def _slots(self) -> int:
+        return sum(replica.spec.concurrency for replica in self.replicas if replica.serving)
 
     def _free(self) -> int:
         return sum(replica.free for replica in self.replicas) - self.waiting
@@ -135,7 +140,7 @@ class JobWorker:
             event = decode(message.data)
         except InvalidEvent as error:
             logger.error("! a message of %s is set aside: %s", self.spec.name, error)
-            self._soon(self._say(message, TERM))
+            self._say(message, TERM)
             return
         ours = isinstance(event, InvocationQueued) and (event.tenant, event.data.job) == (
             self.tenant,
@@ -143,13 +148,13 @@ class JobWorker:
         )
         if not ours or not isinstance(event, InvocationQueued):
             logger.error("! a message of %s is not an invocation of it", self.spec.name)
-            self._soon(self._say(message, TERM))
+            self._say(message, TERM)
             return
         known = self.tasks.get(event.data.invocation)
         if known is not None:
             known.message = message  # delivered again after a broker restart: acknowledge this one
         elif self.draining or self._free() <= 0:
-            self._soon(self._say(message, NAK))
+            self._say(message, NAK)
         else:
             self._begin(Task(self, event, message))
 
@@ -163,7 +168,7 @@ class JobWorker:
         try:
             done = await task.run(self._cancelled.get(task.invocation))
             if done:
-                await self._say(task.message, ACK)
+                self._say(task.message, ACK)
         finally:
             task.wait_over()
             self.tasks.pop(task.invocation, None)
@@ -171,27 +176,23 @@ class JobWorker:
                 self.idle.set()
             self.slots_changed()
 
-    def say_started(self, task: Task, replica: str) -> None:
-        """In the background, so that the model need not wait for it."""
-        self._soon(self.publisher.started(task.event, replica, task.attempt))
-
-    def send_chunk(self, invocation: str, number: int, text: bytes) -> None:
-        """Tasks begin in the order they are made, so chunks leave in order, before the outcome."""
-        self._soon(self.publisher.chunk(invocation, number, text))
-
-    async def hand_back(self, task: Task) -> None:
+    def hand_back(self, task: Task) -> None:
         """Let another worker have it, at once."""
-        await self._say(task.message, NAK)
+        self._say(task.message, NAK)
 
-    async def _say(self, message: Msg, word: bytes) -> None:
-        await self.link.connection.publish(message.reply, word)
+    def _say(self, message: Msg, word: bytes) -> None:
+        """Tell the queue about a message; when that is lost, ``ack_wait`` brings it back."""
+        try:
+            self.link.connection.send(message.reply, word)
+        except BrokerUnavailable as error:
+            logger.info("%s is not told to the queue: %s", word.decode(), error)
 
     async def _keep_leases(self) -> None:
         """Tell the broker, three times per ``ack_wait``, that what runs here is alive."""
         while True:
             await asyncio.sleep(self.spec.ack_wait_s / 3)
             for task in list(self.tasks.values()):
-                await self._say(task.message, PROGRESS)
+                self._say(task.message, PROGRESS)
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -145,6 +145,7 @@ CORE = frozenset(
 
 def main() -> None:
     """Run the command line. Errors become one line and status 1; wrong usage is status 2."""
+    current_state.set(State())
     try:
         app()
     except JetfleetError as error:
@@ -161,11 +162,20 @@ def main() -> None:
         sys.stdout = None  # nobody reads: nothing to flush at exit
         sys.exit(0)
     except Exception as error:
-        fail(*_foreign(error), error)
+        fail(*_foreign(_leaf(error)), error)
+
+
+def _leaf(error: Exception) -> Exception:
+    """The one error inside groups of one, which task groups make of it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _foreign(error: Exception) -> tuple[str, str]:
-    """Code and message of an error that is not ours: settings from the environment, or a bug."""
+    """Code and message of an error: ours from a group, settings from the environment, or a bug."""
+    if isinstance(error, JetfleetError):
+        return error.code, str(error)
     if type(error).__name__ == "ValidationError" and getattr(error, "title", "") == "Settings":
         first = error.errors(include_url=False)[0]  # type: ignore[attr-defined]  # pydantic's
         variable = "JETFLEET_" + "_".join(str(part) for part in first["loc"]).upper()

@@ -245,19 +245,20 @@ class Connection:
 
     # -- publishing
 
-    async def publish(
-        self, subject: str, body: bytes, *, reply: str = "", headers: dict[str, str] | None = None
-    ) -> None:
-        """Send without waiting for anybody; lost when the connection is.
+    async def publish(self, subject: str, body: bytes, *, reply: str = "") -> None:
+        """See ``send``."""
+        self.send(subject, body, reply)
+
+    def send(self, subject: str, body: bytes, reply: str = "") -> None:
+        """Publish without waiting for anybody; lost when the connection is.
+
+        The subject must be made of validated names: it is not checked again.
 
         Raises:
             BrokerUnavailable: the connection is closed for good, or its buffer is full.
         """
         try:
-            if headers:
-                await self.nats.publish(subject, body, reply, headers)
-            else:
-                await self.nats.publish_trusted(subject, body, reply)
+            self.nats.publish_trusted(subject, body, reply)
         except nats.errors.Error as error:
             raise BrokerUnavailable(f"cannot publish to {subject}: {error}") from error
 
@@ -302,14 +303,14 @@ class Connection:
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
         try:
-            await self._send(number, entry)
+            self._send(number, entry)
             return await future
         finally:
             self._pending.pop(number, None)
 
-    async def _send(self, number: int, entry: _Pending) -> None:
+    def _send(self, number: int, entry: _Pending) -> None:
         try:
-            await self.nats.publish_trusted(
+            self.nats.publish_trusted(
                 entry.subject, entry.body, f"{self._ack_prefix}{number}", entry.header
             )
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
@@ -340,7 +341,7 @@ class Connection:
     def _resend(self, number: int) -> None:
         entry = self._pending.get(number)
         if entry is not None and not self._closing:
-            self.spawn(self._send(number, entry))
+            self._send(number, entry)
 
     def _sweep(self) -> None:
         """End what waited too long; one timer for all instead of one each."""
@@ -434,7 +435,7 @@ class Connection:
     async def _restored(self) -> None:
         for number, entry in list(self._pending.items()):
             if entry.repeatable and not entry.future.done():
-                await self._send(number, entry)
+                self._send(number, entry)
         for hook in list(self.on_reconnect):
             self.spawn(hook())
 

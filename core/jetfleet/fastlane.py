@@ -1,17 +1,16 @@
-"""nats-py with two shortcuts, for the path of an invocation.
+"""nats-py with shortcuts, for the path of an invocation.
 
-Profiled with 1 KiB round trips, nats-py spends a third of a message on handing it from the reader
-to a subscription's queue to a task, and of a publish on waking its flusher. ``FastNats`` calls
-synchronous callbacks straight from the reader and writes straight to the socket; everything else
-(connecting, reconnecting, pings, requests, async callbacks, WebSockets) is nats-py's own. The few
-internals it leans on are named in ``_INTERNALS``; when a future nats-py lacks one, the shortcuts
-are off and only speed is lost.
+Profiled with 1 KiB round trips, nats-py spends most of a message on taking it apart and handing it
+from the reader to a subscription's queue to a task, and most of a publish on checks and on waking
+its flusher. ``FastNats`` calls synchronous callbacks straight from the reader and writes straight
+to the socket; everything else (connecting, reconnecting, pings, requests, async callbacks,
+WebSockets) is nats-py's own. The internals it leans on are named in ``_INTERNALS``; when a future
+nats-py lacks one, the shortcuts are off and only speed is lost (docs/decisions/0004).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,16 +19,49 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
 
-logger = logging.getLogger("jetfleet.fastlane")
 Take = Callable[[Msg], None]
-_INTERNALS = (
-    "_process_msg", "_flush_pending", "_send_command", "_parse_header_lines", "_remove_sub",
-)  # fmt: skip
+_INTERNALS = ("_process_msg", "_flush_pending", "_send_command", "_process_headers", "_remove_sub")
 AVAILABLE = all(hasattr(Nats, name) for name in _INTERNALS)
-WRITE_BUFFER = 1024 * 1024  # bytes; beyond it the flusher waits for the socket, and so do we
+WRITE_BUFFER = 1024 * 1024  # bytes; beyond it the flusher waits for the socket
+IDLE_S = 0.0003  # without a write for so long: nothing to wait for
 _PLAIN = b"NATS/1.0\r\n"  # a status would stand in this line
-_END = b"\r\n\r\n"
+_LINE = b"\r\n"
+
+
+class FastParser(Parser):  # type: ignore[misc]  # nats-py is untyped here
+    """Messages without regular expressions; every other line goes to nats-py's parser."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._rest = b""
+
+    async def parse(self, data: bytes = b"") -> None:
+        buffer = self._rest + data if self._rest else bytes(data)
+        at = 0
+        while (end := buffer.find(_LINE, at)) >= 0:
+            if not buffer.startswith((b"MSG ", b"HMSG "), at):
+                await super().parse(buffer[at : end + 2])
+                at = end + 2
+                continue
+            # MSG <subject> <sid> [reply] <size>, HMSG <subject> <sid> [reply] <header> <size>
+            words = buffer[at:end].split()
+            size, with_header = int(words[-1]), len(words[0]) == 4
+            begin = end + 2
+            if len(buffer) < begin + size + 2:
+                break
+            body = begin + (int(words[-2]) if with_header else 0)
+            reply = words[3] if len(words) == 5 + with_header else b""
+            await self.nc._process_msg(
+                int(words[2]),
+                words[1],
+                reply,
+                buffer[body : begin + size],
+                buffer[begin:body] if with_header else None,
+            )
+            at = begin + size + 2
+        self._rest = buffer[at:]
 
 
 class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
@@ -38,8 +70,13 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
     def __init__(self) -> None:
         super().__init__()
         self._direct: dict[int, Take] = {}
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self._scheduled = False  # a write at the end of this turn of the loop
+        self._written = 0.0  # when one was last made at once
         self._pending: list[bytes] = []
+        if AVAILABLE and type(self._ps) is Parser:
+            self._ps = FastParser(self)
 
     # -- receiving
 
@@ -55,32 +92,22 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         return await self.subscribe(subject, cb=slowly)
 
     async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
         take = self._direct.get(sid)
-        if take is None or sid not in self._subs:
+        if take is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        take(
-            Msg(
-                _client=self,
-                subject=subject.decode(),
-                reply=reply.decode(),
-                data=data,
-                headers=await self._headers(headers) if headers else None,
-                _sid=sid,
-            )
-        )
-
-    async def _headers(self, block: bytes) -> dict[str, str] | None:
-        """The usual block, no status and plain names, without the general parser (10x slower)."""
-        if block.startswith(_PLAIN):
-            lines = block[len(_PLAIN) : -len(_END)].decode("utf-8", "replace").split("\r\n")
-            return {name: value.strip() for name, _, value in (x.partition(":") for x in lines)}
-        parsed: dict[str, str] | None = await self._process_headers(block)
-        return parsed
+        parsed: dict[str, str] | None = None
+        if headers:
+            if headers.startswith(_PLAIN):
+                lines = headers[len(_PLAIN) : -4].decode("utf-8", "replace").split("\r\n")
+                parsed = {name: text.strip() for name, _, text in (x.partition(":") for x in lines)}
+            else:
+                parsed = await self._process_headers(headers)
+        take(Msg(self, subject.decode(), reply.decode(), data, parsed))
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._direct.pop(sid, None)
@@ -88,7 +115,7 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
 
     # -- sending
 
-    async def publish_trusted(
+    def publish_trusted(
         self, subject: str, body: bytes, reply: str = "", header: bytes = b""
     ) -> None:
         """Publish with subject and header made by us of validated parts: nothing is checked again.
@@ -101,34 +128,49 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         """
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
-        if len(body) > self._max_payload:
+        size = len(body) + len(header)
+        if size > self._max_payload:
             raise nats.errors.MaxPayloadError
-        if not self.is_connected and len(body) + self._pending_data_size > self._max_pending_size:
+        if size + self._pending_data_size > self._max_pending_size:
             raise nats.errors.OutboundBufferLimitError
         if header:
-            line = f"HPUB {subject} {reply} {len(header)} {len(header) + len(body)}\r\n"
+            line = f"HPUB {subject} {reply} {len(header)} {size}\r\n"
         else:
-            line = f"PUB {subject} {reply} {len(body)}\r\n"
+            line = f"PUB {subject} {reply} {size}\r\n"
+        command = b"".join((line.encode(), header, body, _LINE))
         self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(body)
-        await self._send_command(b"".join((line.encode(), header, body, b"\r\n")))
-        await self._flush_pending()
+        self.stats["out_bytes"] += size
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._flush_fast():
+            _keep(self._loop.create_task(super()._flush_pending()))
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
-        """Write at the end of this turn of the loop, all at once, instead of waking the flusher."""
-        transport = self._transport
-        if (
-            AVAILABLE
-            and not force_flush
-            and self.is_connected
-            and type(transport) is TcpTransport
-            and transport._io_writer.transport.get_write_buffer_size() < WRITE_BUFFER
-        ):
-            if not self._scheduled:
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._write_out)
+        """Write at once, or when busy at the end of this turn of the loop, without the flusher."""
+        if not force_flush and self._flush_fast():
             return None
         return await super()._flush_pending(force_flush)
+
+    def _flush_fast(self) -> bool:
+        """Whether what is pending is written, or will be in this turn of the loop."""
+        if self._scheduled:
+            return True
+        transport = self._transport
+        if (
+            not AVAILABLE
+            or not self.is_connected
+            or type(transport) is not TcpTransport
+            or transport._io_writer.transport.get_write_buffer_size() > WRITE_BUFFER
+        ):
+            return False
+        now = self._now()
+        if now - self._written > IDLE_S:
+            self._written = now
+            self._write_out()
+        else:  # busy: let others of this turn come along
+            self._scheduled = True
+            self._loop.call_soon(self._write_out)
+        return True
 
     def _write_out(self) -> None:
         self._scheduled = False
@@ -136,3 +178,12 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             pending = self._pending
             self._pending, self._pending_data_size = [], 0
             self._transport.writelines(pending)
+
+
+_FLUSHES: set[asyncio.Task[Any]] = set()
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    """A task that nobody refers to may be collected before it ran."""
+    _FLUSHES.add(task)
+    task.add_done_callback(_FLUSHES.discard)

@@ -187,14 +187,18 @@ class Conductor:
         for worker in self.fleet.workers.values():
             if worker.status in ("joined", "draining"):
                 config = worker_consumer(worker.name, worker.joined_seq)
-                await self._ensure_consumer(FLEET, config, replace=True)
+                if await self._ensure_consumer(FLEET, config, replace=True):
+                    # A pull that met the old consumer as it was deleted gets no answer at all.
+                    nudge = subjects.command(worker.name)
+                    await self.connection.publish(nudge, b'{"listen":true}')
 
     async def _ensure_consumer(
         self, stream: str, config: dict[str, Any], *, replace: bool = False
-    ) -> None:
+    ) -> bool:
+        """Whether it was made now; with ``replace``, in place of one of an earlier session."""
         name = config["name"]
         if self._consumers.get(name) == config:
-            return
+            return False
         verb = f"{stream}.{name}"
         if replace and not await self._starts_at(verb, config["opt_start_seq"]):
             try:
@@ -207,6 +211,7 @@ class Conductor:
             {"stream_name": stream, "config": config, "action": ""},
         )
         self._consumers[name] = config
+        return True
 
     async def _starts_at(self, verb: str, seq: int) -> bool:
         """Whether this worker's consumer is already the one of its present session."""

@@ -6,11 +6,23 @@ import asyncio
 import logging
 import signal
 
+from jetfleet.commands.common import State
 from jetfleet.connection import Connection
 from jetfleet.settings import Settings
 from jetfleet_projections.conductor import Conductor
 
 logger = logging.getLogger("jetfleet.conductor")
+
+
+def conductor(state: State) -> None:
+    """Place replicas, declare silent workers lost, reap what nobody will run.
+
+    Any number may run at once; SIGTERM stops it, and nothing is lost when it is killed.
+    """
+    import uvloop
+
+    logging.getLogger("jetfleet").setLevel(logging.DEBUG if state.debug else logging.INFO)
+    uvloop.run(conduct(state.settings()))
 
 
 async def conduct(settings: Settings) -> None:

@@ -30,7 +30,7 @@ from jetfleet.log import LogReader, read_records
 from jetfleet.settings import Settings
 from jetfleet.stamp import EnvelopeFields, Stamp
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections.queue_rescue import rescue
+from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import Queued, QueueScan
 
 logger = logging.getLogger("jetfleet.reaper")
@@ -53,15 +53,14 @@ class Reaper:
     _due: list[tuple[float, int, int]] = field(default_factory=list)  # (time, shard, queue seq)
     _cancels: dict[str, InvocationCancelRequested] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _rescue: bool = True
+    _rescue_at: datetime | None = field(default_factory=lambda: datetime.now(UTC) + UNSETTLED)
 
     def __post_init__(self) -> None:
         self.scans = [QueueScan(self.connection, shard) for shard in range(self.settings.shards)]
 
     def broker_restarted(self) -> None:
-        """Look for what the restart kept out of the queues."""
-        self._rescue = True
-        self._wake.set()
+        """Look for what the restart kept out of the queues, once all of it is old enough to tell."""
+        self._rescue_at = datetime.now(UTC) + UNSETTLED
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -97,13 +96,11 @@ class Reaper:
         for scan in self.scans:
             for item in await scan.refresh():
                 heapq.heappush(self._due, (item.expires_at.timestamp(), scan.shard, item.seq))
-        if self._rescue:
-            self._rescue = False
-            try:
-                await rescue(self.connection, self.scans, RESCUE_SINCE)
-            except BaseException:
-                self._rescue = True
-                raise
+        due = self._rescue_at
+        if due is not None and due <= datetime.now(UTC):
+            await rescue(self.connection, self.scans, RESCUE_SINCE)
+            if self._rescue_at == due:  # no other restart meanwhile
+                self._rescue_at = None
         await self._cancel_queued()
         await self._expire()
         await self._sweep_deleted()

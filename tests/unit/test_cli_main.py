@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from jetfleet import cli
 from jetfleet.commands.common import State, command
-from jetfleet.errors import MissingExtra
+from jetfleet.errors import LogFull, MissingExtra
 
 POINT = EntryPoint("gateway", "not_installed_anywhere.cli:register", cli.GROUP)
 
@@ -118,3 +118,16 @@ def test_settings_take_the_broker_from_what_up_wrote_down(
     monkeypatch.setenv("JETFLEET_NATS_URL", "nats://elsewhere:4222")
     assert state.settings().nats_url == "nats://elsewhere:4222"
     assert State(data_dir=tmp_path, nats_url="nats://x:1").settings().nats_url == "nats://x:1"
+
+
+def test_an_error_inside_a_group_of_one_is_told_as_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ExceptionGroup("tasks", [ExceptionGroup("tasks", [LogFull()])])
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: {LogFull()}\n"

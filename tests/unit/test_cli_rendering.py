@@ -13,8 +13,9 @@ from jetfleet.commands import events, up, work
 from jetfleet.commands.output import Output, cell
 from jetfleet.errors import InvalidRequest
 from jetfleet.events import InvocationCompleted, InvocationStarted, encode
-from jetfleet.stamp import Stamp
 from jetfleet.log import Record
+from jetfleet.settings import Settings
+from jetfleet.stamp import Stamp
 from jetfleet.supervisor import Journal
 from jetfleet.views import InvocationView
 
@@ -177,3 +178,20 @@ def test_the_journal_goes_on_when_nobody_reads_it_any_more() -> None:
     journal.write("a", "one")
     journal.write("a", "two")
     assert journal.broken
+
+
+def test_durable_means_that_the_broker_syncs_before_it_answers(tmp_path: Path) -> None:
+    promises = {}
+    for durable in (False, True):
+        ports = up.Ports(1, 2, 3, 4)
+        local = up.Local(Settings(data_dir=tmp_path), ports, 2, durable, verbose=False)
+        broker = local.broker()
+        promises[broker.sync_interval] = local.endpoints(pid=7).durability
+        broker.prepare()
+        names = [program.name for program in local.programs(broker, tmp_path / "nats.conf")]
+    assert "every second" in promises["1s"]
+    assert "a power cut loses nothing" in promises["always"]
+    assert names == [
+        "broker", "projector", "conductor", "gateway", "agent local", "agent local-2",
+    ]  # fmt: skip
+    assert (tmp_path / "creds" / "worker-local-2.creds").exists()

@@ -110,7 +110,7 @@ def test_empty_documents_are_left_out(folder: Path) -> None:
         ),
         (
             "kind: model\nname: X y\nfunction: server.py:f",
-            "fleet.yaml:2: model X y: name: must be 1 to 63",
+            "fleet.yaml:2: model X y: name: ",
         ),
         (
             "kind: model\nname: x\nfunction: server.py:f\ngpu: 1",

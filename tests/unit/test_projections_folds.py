@@ -162,17 +162,17 @@ def test_fleet_event_of_another_worker_is_set_aside(warehouse: Warehouse) -> Non
 
 def undecided(warehouse: Warehouse, batch: Batch) -> list[int]:
     """Sequences that SQL leaves to Python."""
-    folder = warehouse._folder
+    stager = warehouse.stager
     seen: list[int] = []
-    stage = type(folder)._stage
+    stage = type(stager)._stage
 
-    def spy(self: Any, batch: Batch, seqs: Any, dead: Any) -> None:
+    def spy(self: Any, seqs: Any, staged: Any) -> None:
         seen.extend(seqs)
-        stage(self, batch, seen, dead)
+        stage(self, seqs, staged)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(folder), "_stage", spy)
-        folder.plain_from = 0
+        patch.setattr(type(stager), "_stage", spy)
+        stager.plain_from = 0
         warehouse.apply(batch)
     return seen
 
@@ -291,7 +291,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Warehouse]]:
     """A warehouse that reads with SQL, and one that reads with Python."""
     folder = tmp_path_factory.mktemp("both")
     opened = [Warehouse.open(folder / f"{name}.duckdb") for name in ("sql", "python")]
-    opened[0]._folder.plain_from, opened[1]._folder.plain_from = 0, 10_000
+    opened[0].stager.plain_from, opened[1].stager.plain_from = 0, 10_000
     yield opened
     for warehouse in opened:
         warehouse.close()

@@ -15,7 +15,7 @@ from jetfleet.events import decode
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet.views import evolve_view
 from jetfleet_projections import tables
-from jetfleet_projections.batches import Batch
+from jetfleet_projections.folding import Folder, Staged
 from jetfleet_projections.warehouse import STREAMS, Warehouse
 from projections_made import Log, lives
 
@@ -179,7 +179,7 @@ POISON = [
 def test_poison_is_kept_counted_and_never_obeyed(
     warehouse: Warehouse, log: Log, stream: str, plain_from: int
 ) -> None:
-    warehouse._folder.plain_from = plain_from
+    warehouse.stager.plain_from = plain_from
     for body in POISON:
         log.put(stream, "jf.inv.0.default.echo.queued.normal", body)
     good = log.clock.new_id()
@@ -223,7 +223,7 @@ def _changed(body: bytes, **changes: Any) -> bytes:
 def test_body_that_contradicts_its_subject_or_its_type_is_set_aside(
     warehouse: Warehouse, log: Log, changes: dict[str, Any], plain_from: int
 ) -> None:
-    warehouse._folder.plain_from = plain_from
+    warehouse.stager.plain_from = plain_from
     invocation = log.clock.new_id()
     log.queued(invocation)
     log.started(invocation)
@@ -251,14 +251,14 @@ def test_message_that_breaks_the_fold_is_set_aside_and_the_rest_goes_on(
     ids = [log.clock.new_id() for _ in range(8)]
     for invocation in ids:
         log.queued(invocation)
-    fold = warehouse._folder.fold
+    fold = Folder.fold
 
-    def breaking(batch: Batch) -> Any:
-        if 5 in batch.seqs:
+    def breaking(self: Folder, staged: Staged) -> None:
+        if 5 in staged.batch.seqs:
             raise duckdb.ConversionException("made up")
-        return fold(batch)
+        fold(self, staged)
 
-    monkeypatch.setattr(type(warehouse._folder), "fold", lambda _self, batch: breaking(batch))
+    monkeypatch.setattr(Folder, "fold", breaking)
     feed(warehouse, log)
     assert one(warehouse, "SELECT count(*) FROM invocations") == 7
     assert reasons(warehouse) == ["it cannot be folded: made up"]
@@ -300,7 +300,7 @@ def test_failed_commit_leaves_neither_rows_nor_position(
         def full(*_: Any) -> None:
             raise duckdb.IOException("disk full")
 
-        patch.setattr(type(warehouse._folder), "bury", full)
+        patch.setattr(Folder, "bury", full)
         with pytest.raises(duckdb.IOException, match="disk full"):
             feed(warehouse, log)
     assert warehouse.positions[INVOCATIONS].seq == 0
@@ -328,6 +328,7 @@ def test_second_owner_of_a_file_is_told_so(warehouse: Warehouse) -> None:
     code = f"""
 from pathlib import Path
 from jetfleet.errors import StartupError
+from jetfleet_projections.folding import Folder, Staged
 from jetfleet_projections.warehouse import Warehouse
 try:
     Warehouse.open(Path({str(warehouse.path)!r}))
@@ -404,12 +405,12 @@ def mixed_log(seed: int) -> Log:
 def test_rows_do_not_depend_on_how_the_log_was_cut_into_batches(tmp_path: Path, seed: int) -> None:
     log, chance = mixed_log(seed), random.Random(seed)
     whole = Warehouse.open(tmp_path / "whole.duckdb")
-    whole._folder.plain_from = 0
+    whole.stager.plain_from = 0
     feed(whole, log)
     pieces = Warehouse.open(tmp_path / "pieces.duckdb")
     streams = list(STREAMS)
     while streams:
-        pieces._folder.plain_from = chance.choice([0, 10_000])
+        pieces.stager.plain_from = chance.choice([0, 10_000])
         stream = chance.choice(streams)
         rest = log.batches[stream].after(pieces.positions[stream].seq)
         pieces.apply(rest.part(0, chance.choice([1, 7, 40])))

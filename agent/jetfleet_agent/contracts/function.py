@@ -139,7 +139,11 @@ class FunctionSession(asyncio.Protocol):
                 await self._watching
         if self._transport is not None:
             self._transport.close()
-        self._end("the session was closed")
+        exited = self._instance.exited
+        if exited.done():  # whoever closes us may have seen it before `_watch` did
+            self._end(f"the process {describe_exit(exited.result())}")
+        else:
+            self._end("the session was closed")
 
     # -- called by the event loop
 
@@ -177,9 +181,13 @@ class FunctionSession(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ended is not None:
             return
+        header = HEADER.pack(len(payload), kind, number)
+        if len(self._pending) <= 1 and not self._unsent:  # nobody to share a write with
+            transport.write(b"".join((header, payload)))
+            return
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(HEADER.pack(len(payload), kind, number))
+        self._unsent.append(header)
         self._unsent.append(payload)
 
     def _flush(self) -> None:

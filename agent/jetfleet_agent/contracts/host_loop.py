@@ -122,9 +122,13 @@ class LoopHost(asyncio.Protocol):
             self._send(reply[0], call, reply[1])
 
     def _send(self, kind: int, call: int, payload: bytes) -> None:
+        header = HEADER.pack(len(payload), kind, call)
+        if not self._tasks and not self._unsent:  # nobody to share a write with
+            self._transport.write(b"".join((header, payload)))
+            return
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(HEADER.pack(len(payload), kind, call))
+        self._unsent.append(header)
         self._unsent.append(payload)
 
     def _flush(self) -> None:

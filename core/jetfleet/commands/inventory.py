@@ -157,11 +157,19 @@ def _say(state: State, job: str, change: Change) -> None:
         state.output.text(f"job {job} {change.kind}{fields}")
 
 
+WORKER_COLUMNS = ("worker", "state", "hostname", "cpu_count", "memory_mib", "gpus", "joined_at")
+
+
 async def worker_list(state: State) -> None:
     """Every worker that ever joined, and how it is."""
     async with connected(state) as client:
-        rows = await client.query("workers")
-        state.output.table(rows.columns, rows.rows, empty="no worker has joined yet")
+        rows = (await client.query("workers")).dicts()
+        columns = tuple(rows[0]) if state.as_json and rows else WORKER_COLUMNS
+        state.output.table(
+            columns,
+            [[row[column] for column in columns] for row in rows],
+            empty="no worker has joined yet",
+        )
 
 
 async def worker_show(
@@ -169,8 +177,7 @@ async def worker_show(
 ) -> None:
     """One worker in full."""
     async with connected(state) as client:
-        for row in (await client.query("workers")).dicts():
-            if row.get("worker") == worker:
-                state.output.document(row)
-                return
-        raise WorkerNotFound(f"there is no worker {worker!r}; `jetfleet worker list` shows them")
+        rows = (await client.query("worker", name=worker)).dicts()
+        if not rows:
+            raise WorkerNotFound(f"there is no worker {worker!r}; `jetfleet worker list` shows all")
+        state.output.document(rows[0])

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from jetfleet.commands.common import ENDPOINTS_FILE, State, command
 from jetfleet.errors import StartupError, Unavailable
 
 if TYPE_CHECKING:
+    from jetfleet.queries import Rows
     from jetfleet.server import Broker
     from jetfleet.settings import Settings
     from jetfleet.supervisor import Program
@@ -107,11 +109,12 @@ def up(  # noqa: PLR0917 - options; typer passes them by name
             "data_dir": settings.data_dir.resolve(),
             "http_port": ports.http,
             "nats_url": f"nats://127.0.0.1:{ports.nats}",
-            "credentials": None,  # every child has those of its own role
+            "credentials": None,
         }
     )
     pid = os.getpid()
     processes.guard(LEFTOVERS_S)
+    os.environ.pop("JETFLEET_CREDENTIALS", None)  # every child has those of its own role
     local = Local(settings, ports, agents, durable, verbose)
     anyio.run(local.run, lambda: _announce(state, local.endpoints(pid), time.monotonic() - began))
 
@@ -161,7 +164,7 @@ class Local:
         lock.acquire()
         try:
             self._check_ports()
-            broker = self._broker()
+            broker = self.broker()
             supervisor = Supervisor(self.programs(broker, broker.prepare()), Journal())
 
             async def ready() -> None:
@@ -213,8 +216,14 @@ class Local:
     def _agent(self, broker: Broker, index: int) -> Program:
         name = "local" if index == 0 else f"local-{index + 1}"
         broker.secrets.worker(name)
-        label = "agent" if self.agents == 1 else f"agent {name}"
-        return self._ours("agent", ["--name", name], label=label, grace_s=DRAIN_S)
+        began = datetime.now(UTC)
+        return self._ours(
+            "agent",
+            ["--name", name],
+            lambda: self._joined(name, began),
+            label="agent" if self.agents == 1 else f"agent {name}",
+            grace_s=DRAIN_S,
+        )
 
     def _ours(
         self,
@@ -243,7 +252,8 @@ class Local:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _broker(self) -> Broker:
+    def broker(self) -> Broker:
+        """The broker as it is to run."""
         from jetfleet.server import Broker
 
         return Broker(
@@ -284,15 +294,24 @@ class Local:
         return True
 
     async def _projector_ready(self) -> bool:
+        return await self._ask("positions") is not None
+
+    async def _joined(self, worker: str, began: datetime) -> bool:
+        """Whether this worker joined since ``began``, as the projections have it."""
+        rows = await self._ask("worker", name=worker)
+        return rows is not None and any(
+            row["state"] == "joined" and _time(row["joined_at"]) >= began for row in rows.dicts()
+        )
+
+    async def _ask(self, query: str, **parameters: str) -> Rows | None:
+        """A named query; None while nobody answers."""
         from jetfleet.client import Client
 
         try:
-            client = await Client.connect(self.settings, role="operator", name="up")
-            async with client:
-                await client.sql("SELECT 1")
+            async with await Client.connect(self.settings, name="up") as client:
+                return await client.query(query, **parameters)
         except Unavailable:
-            return False
-        return True
+            return None
 
     async def _gateway_ready(self) -> bool:
         import anyio
@@ -302,6 +321,11 @@ class Local:
                 return True
         except OSError:
             return False
+
+
+def _time(text: str) -> datetime:
+    """A time of a projection, which are UTC."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 def broker_line(line: str) -> str | None:

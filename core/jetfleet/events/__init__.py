@@ -78,6 +78,7 @@ AnyEvent = RegistryEvent | InvocationEvent | FleetEvent | WorkerHeartbeat
 EVENT_TYPES: Mapping[str, type[Event]] = {
     cls.model_fields["type"].default: cls for cls in get_args(AnyEvent)
 }
+_TYPE_NAMES: Mapping[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
 OUTCOMES = get_args(OutcomeEvent)
 _ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 
@@ -95,7 +96,7 @@ def compose(kind: type[Event], envelope: Mapping[str, Any], data: Mapping[str, A
     """
     document = {
         "specversion": "1.0",
-        "type": kind.model_fields["type"].default,
+        "type": _TYPE_NAMES[kind],
         "dataversion": 1,
         **envelope,
         "data": data,

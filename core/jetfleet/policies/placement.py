@@ -97,10 +97,9 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     work = _Round(_rooms(fleet), fleet.failures, now)
     by_job: dict[JobKey, list[ReplicaState]] = {}
     for replica in fleet.replicas.values():
-        if replica.status == "releasing":
-            continue
         if replica.key not in jobs:
-            work.decisions.append(Release(replica, "the job was deleted"))
+            if replica.status != "releasing":
+                work.decisions.append(Release(replica, "the job was deleted"))
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
     for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
@@ -110,14 +109,7 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
 
 def _rooms(fleet: FleetState) -> dict[str, _Room]:
     rooms = {
-        name: _Room(
-            worker,
-            worker.machine.memory_mib - RESERVED_MIB,
-            [gpu.memory_mib or 0 for gpu in worker.machine.gpus],
-            0,
-        )
-        for name, worker in fleet.workers.items()
-        if worker.status == "joined"
+        name: _empty(worker) for name, worker in fleet.workers.items() if worker.status == "joined"
     }
     for replica in sorted(fleet.replicas.values(), key=lambda replica: replica.assigned_seq):
         if replica.worker in rooms:
@@ -125,10 +117,17 @@ def _rooms(fleet: FleetState) -> dict[str, _Room]:
     return rooms
 
 
+def _empty(worker: WorkerState) -> _Room:
+    machine = worker.machine
+    gpus = [gpu.memory_mib or 0 for gpu in machine.gpus]
+    return _Room(worker, machine.memory_mib - RESERVED_MIB, gpus, 0)
+
+
 def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
     wanted = job.spec.replicas
-    current = [r for r in replicas if serves(r.spec, job.spec)]
-    outdated = [r for r in replicas if not serves(r.spec, job.spec)]
+    staying = [r for r in replicas if r.status != "releasing"]
+    current = [r for r in staying if _is_current(r, job.spec)]
+    outdated = [r for r in staying if not _is_current(r, job.spec)]
     for replica in _least_useful(current)[: max(0, len(current) - wanted)]:
         work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
     unplaced = 0
@@ -136,11 +135,22 @@ def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> Non
         unplaced += not _assign(work, job)
     ready = sum(replica.status == "ready" for replica in current)
     if outdated and (ready >= wanted or unplaced):
-        # The newer spec serves, or finds no room until an older one goes.
-        gone = outdated if ready >= wanted else _least_useful(outdated)[:unplaced]
+        # The newer spec serves, or finds no room until an older one goes; what was let go before
+        # and has not stopped yet will make room too.
+        leaving = len(replicas) - len(staying)
+        gone = outdated
+        if ready < wanted:
+            useful = [r for r in outdated if not _unfit(job, _empty(work.rooms[r.worker].worker))]
+            gone = _least_useful(useful)[: max(0, unplaced - leaving)]
         work.decisions += [
             Release(replica, "the job's model or settings changed") for replica in gone
         ]
+
+
+def _is_current(replica: ReplicaState, wanted: JobSpec) -> bool:
+    """Whether a replica is what the job asks for now, where it asks for it."""
+    elsewhere = wanted.assignment == "manual" and replica.worker not in wanted.workers
+    return serves(replica.spec, wanted) and not elsewhere
 
 
 def serves(running: JobSpec, wanted: JobSpec) -> bool:
@@ -157,12 +167,15 @@ def _least_useful(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:
 
 
 def _assign(work: _Round, job: JobState) -> bool:
-    """Place one replica; False when no worker can take it now."""
+    """Place one replica if a worker can take it now; False when none has room for it."""
     key = (job.tenant, job.spec.name)
-    verdicts = {name: _objection(work, job, room) for name, room in sorted(work.rooms.items())}
+    verdicts = {
+        name: _unfit(job, room) or _back_off(work, job, name)
+        for name, room in sorted(work.rooms.items())
+    }
     able = [name for name, objection in verdicts.items() if not objection]
-    if not able:
-        return False
+    if not able:  # one that has room and only waits after a failure is worth waiting for
+        return any(not _unfit(job, room) for room in work.rooms.values())
 
     def rank(name: str) -> tuple[int, float, int, str]:
         room = work.rooms[name]
@@ -181,8 +194,8 @@ def _assign(work: _Round, job: JobState) -> bool:
     return True
 
 
-def _objection(work: _Round, job: JobState, room: _Room) -> str:
-    """Why a worker cannot take a replica of this job now; empty when it can."""
+def _unfit(job: JobState, room: _Room) -> str:
+    """Why a worker has no place for a replica of this job; empty when it has."""
     need, name = job.spec.model.resources, room.worker.name
     if job.spec.assignment == "manual" and name not in job.spec.workers:
         return "not among the workers this job is assigned to"
@@ -190,7 +203,12 @@ def _objection(work: _Round, job: JobState, room: _Room) -> str:
         return f"{room.memory_mib} MiB free, {need.memory_mib} needed"
     if need.gpu_memory_mib and room.gpu_for(need) is None:
         return f"no GPU with {need.gpu_memory_mib} MiB free and the capability needed"
-    failures = work.failures.get(((job.tenant, job.spec.name), name), ())
+    return ""
+
+
+def _back_off(work: _Round, job: JobState, worker: str) -> str:
+    """Why a worker on which the job failed is left alone for now; empty when it is not."""
+    failures = work.failures.get(((job.tenant, job.spec.name), worker), ())
     if failures:
         wait = min(2.0 ** (len(failures) - 1), LONGEST_BACKOFF_S)
         if work.now < failures[-1] + timedelta(seconds=wait):

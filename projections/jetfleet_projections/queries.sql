@@ -1,0 +1,150 @@
+-- The named queries that the service answers (`jf.ask.query`, {"name": ..., "params": {...}}).
+-- `fresh: no`: answered at once from what is folded, for callers that read the log's tail themselves;
+-- all others wait until everything that was stored before the question is folded.
+
+-- name: models
+-- Model versions, newest first.
+-- params: tenant VARCHAR, limit BIGINT = 1000
+SELECT tenant, model, version, contract, runtime, description, visibility, registered_at,
+    registered_seq, spec
+FROM models WHERE $tenant IS NULL OR tenant = $tenant
+ORDER BY registered_seq DESC LIMIT $limit;
+
+-- name: jobs
+-- Jobs that are there, newest first.
+-- params: tenant VARCHAR, limit BIGINT = 1000
+SELECT tenant, job, model, model_version, enabled, min_replicas, max_replicas, replicas, concurrency,
+    priority_class, created_at, updated_at, created_seq, updated_seq, spec
+FROM jobs WHERE $tenant IS NULL OR tenant = $tenant
+ORDER BY created_seq DESC LIMIT $limit;
+
+-- name: ps
+-- Jobs at a glance: replicas ready of those wanted, what waits, what runs, how long the oldest waits.
+-- params: tenant VARCHAR
+WITH work AS (
+    SELECT tenant, job, count(*) FILTER (state = 'queued') AS queued,
+        count(*) FILTER (state = 'started') AS running,
+        min(queued_stored_at) FILTER (state = 'queued') AS oldest
+    FROM invocations WHERE outcome IS NULL GROUP BY tenant, job
+),
+serving AS (
+    SELECT tenant, job, count(*) FILTER (state = 'ready') AS ready,
+        count(*) FILTER (state IN ('assigned', 'preparing')) AS preparing
+    FROM live_replicas GROUP BY tenant, job
+)
+SELECT j.job, j.model || ':' || j.model_version AS model, j.enabled, coalesce(s.ready, 0) AS ready,
+    j.replicas AS wanted, coalesce(s.preparing, 0) AS preparing, coalesce(w.queued, 0) AS queued,
+    coalesce(w.running, 0) AS running,
+    greatest(0, (epoch_us(now()) - epoch_us(w.oldest)) / 1e6) AS oldest_wait_s
+FROM jobs j LEFT JOIN work w ON w.tenant = j.tenant AND w.job = j.job
+    LEFT JOIN serving s ON s.tenant = j.tenant AND s.job = j.job
+WHERE $tenant IS NULL OR j.tenant = $tenant
+ORDER BY j.job;
+
+-- name: summary
+-- Per job: how many invocations, their outcomes, what is in flight, p50 and p95 of wait and run.
+-- params: tenant VARCHAR, job VARCHAR
+SELECT * FROM job_summary
+WHERE ($tenant IS NULL OR tenant = $tenant) AND ($job IS NULL OR job = $job)
+ORDER BY tenant, job;
+
+-- name: workers
+-- All workers that ever joined, last joined first.
+-- params: limit BIGINT = 1000
+SELECT * FROM workers ORDER BY joined_seq DESC LIMIT $limit;
+
+-- name: worker
+-- One worker.
+-- params: name! VARCHAR
+SELECT * FROM workers WHERE worker = $name;
+
+-- name: replicas
+-- Replicas, past ones included, newest first.
+-- params: job VARCHAR, worker VARCHAR, tenant VARCHAR, limit BIGINT = 100
+SELECT * FROM replicas
+WHERE ($job IS NULL OR job = $job) AND ($worker IS NULL OR worker = $worker)
+    AND ($tenant IS NULL OR tenant = $tenant)
+ORDER BY assigned_seq DESC LIMIT $limit;
+
+-- name: invocations
+-- Invocations, newest first. `model`: name, or name:version; `before`, `after`: an invocation's id.
+-- params: tenant VARCHAR, job VARCHAR, state VARCHAR, worker VARCHAR, model VARCHAR, before UUID, after UUID, limit BIGINT = 100
+WITH page AS (
+    SELECT * FROM invocations_with_model
+    WHERE ($tenant IS NULL OR tenant = $tenant) AND ($job IS NULL OR job = $job)
+        AND ($state IS NULL OR state = $state) AND ($worker IS NULL OR worker = $worker)
+        AND ($model IS NULL OR model = $model OR model || ':' || model_version = $model)
+        AND ($before IS NULL OR queued_seq < (
+            SELECT min(queued_seq) FROM invocations WHERE invocation = $before::UUID))
+        AND ($after IS NULL OR queued_seq > (
+            SELECT max(queued_seq) FROM invocations WHERE invocation = $after::UUID))
+    ORDER BY CASE WHEN $after IS NOT NULL AND $before IS NULL THEN queued_seq ELSE -queued_seq END
+    LIMIT $limit
+)
+SELECT invocation, tenant, job, model, model_version, state, worker, replica, attempts, queued_at,
+    started_at, finished_at, wait_s, run_s, error_code, error_message, origin, stream, priority_class,
+    superseded, queued_seq
+FROM page ORDER BY queued_seq DESC;
+
+-- name: invocation
+-- One invocation: everything about it, with its outcome event whole.
+-- fresh: no
+-- params: invocation! UUID
+SELECT i.* EXCLUDE (outcome), i.outcome AS outcome_type,
+    (SELECT arg_max(model, since) FROM job_models m
+        WHERE m.tenant = i.tenant AND m.job = i.job AND since <= i.queued_stored_at) AS model,
+    (SELECT arg_max(model_version, since) FROM job_models m
+        WHERE m.tenant = i.tenant AND m.job = i.job AND since <= i.queued_stored_at) AS model_version,
+    CASE WHEN e.id IS NOT NULL THEN concat(
+        '{"specversion":"1.0","id":', to_json(e.id), ',"source":', to_json(e.source), ',"type":',
+        to_json(e.type), ',"time":"', strftime(e.time, '%Y-%m-%dT%H:%M:%S.%fZ'),
+        '","dataversion":1,"tenant":', to_json(e.tenant), ',"correlationid":' || to_json(e.correlation),
+        ',"causationid":' || to_json(e.causation), ',"traceparent":' || to_json(e.trace),
+        ',"data":', e.data, '}')::JSON END AS outcome
+FROM (SELECT * FROM invocations WHERE invocation = $invocation::UUID) i
+LEFT JOIN (
+    SELECT * FROM events WHERE stream = 'INVOCATIONS' AND invocation = $invocation::UUID
+) e ON e.seq = i.finished_seq
+ORDER BY i.queued_seq LIMIT 1;
+
+-- name: invocation_events
+-- Every event of an invocation, oldest first.
+-- fresh: no
+-- params: invocation! UUID
+SELECT seq, stored_at, id, type, time, source, worker, causation, trace, data
+FROM events WHERE stream = 'INVOCATIONS' AND invocation = $invocation::UUID ORDER BY seq;
+
+-- name: events
+-- Events of a stream, newest first; with `after` alone, oldest first from there.
+-- params: stream VARCHAR, type VARCHAR, tenant VARCHAR, job VARCHAR, worker VARCHAR, before BIGINT, after BIGINT, limit BIGINT = 100
+SELECT stream, seq, stored_at, subject, id, type, time, tenant, source, correlation, causation, trace,
+    invocation, job, worker, data
+FROM events
+WHERE ($stream IS NULL OR stream = $stream) AND ($tenant IS NULL OR tenant = $tenant)
+    AND ($type IS NULL OR type = $type OR suffix(type, '.' || $type))
+    AND ($job IS NULL OR job = $job) AND ($worker IS NULL OR worker = $worker)
+    AND ($before IS NULL OR seq < $before) AND ($after IS NULL OR seq > $after)
+ORDER BY CASE WHEN $after IS NOT NULL AND $before IS NULL THEN seq ELSE -seq END, stream
+LIMIT $limit;
+
+-- name: decisions
+-- What was decided and why, newest first. `before`, `after`: positions in FLEET.
+-- params: job VARCHAR, worker VARCHAR, tenant VARCHAR, before BIGINT, after BIGINT, limit BIGINT = 100
+SELECT * FROM decisions
+WHERE ($job IS NULL OR job = $job) AND ($worker IS NULL OR worker = $worker)
+    AND ($tenant IS NULL OR tenant = $tenant)
+    AND ($before IS NULL OR seq < $before) AND ($after IS NULL OR seq > $after)
+ORDER BY seq DESC LIMIT $limit;
+
+-- name: dead
+-- Messages that were set aside, newest first.
+-- params: stream VARCHAR, before BIGINT, limit BIGINT = 100
+SELECT stream, seq, stored_at, subject, reason, size, body FROM dead
+WHERE ($stream IS NULL OR stream = $stream) AND ($before IS NULL OR seq < $before)
+ORDER BY stored_at DESC, seq DESC LIMIT $limit;
+
+-- name: positions
+-- How far each stream is folded, and how many of its messages were set aside.
+SELECT stream, seq, CASE WHEN seq > 0 THEN make_timestamp(stored_ns // 1000) END AS stored_at,
+    (SELECT count(*) FROM dead d WHERE d.stream = c.stream) AS dead
+FROM checkpoint c ORDER BY stream;

@@ -1,0 +1,272 @@
+"""Events for given / when / then tests: what people declared, what workers said, what was decided.
+
+Every builder takes the names that matter in a sentence and fills in the rest. Times are seconds
+after ``EPOCH``; ids count up, so that a failing test prints the same thing twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jetfleet.events import (
+    Event,
+    InvocationCancelled,
+    InvocationCompleted,
+    InvocationQueued,
+    InvocationStarted,
+    JobCreated,
+    JobDeleted,
+    JobDisabled,
+    JobEnabled,
+    JobUpdated,
+    ModelRegistered,
+    ReplicaAssigned,
+    ReplicaFailed,
+    ReplicaPreparing,
+    ReplicaReady,
+    ReplicaReleased,
+    ReplicaStopped,
+    Why,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+)
+from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.policies.placement import Assign, Decision, Observation
+from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec, Resources
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+TENANT = "default"
+WHY = Why(
+    policy="test",
+    policy_version=1,
+    reason="the test says so",
+    observed_registry_seq=0,
+    observed_fleet_seq=0,
+)
+_IDS = itertools.count(1)
+
+
+def at(seconds: float) -> datetime:
+    """A moment, in seconds after the beginning of the test's world."""
+    return EPOCH + timedelta(seconds=seconds)
+
+
+def envelope(seconds: float = 0, tenant: str = TENANT) -> dict[str, Any]:
+    return {"id": f"e{next(_IDS)}", "source": "test", "time": at(seconds), "tenant": tenant}
+
+
+# -- what people declare
+
+
+def model(
+    name: str = "echo",
+    *,
+    version: str = "1",
+    memory_mib: int = 256,
+    gpu_memory_mib: int = 0,
+    gpu_capability: float | None = None,
+    **more: Any,
+) -> ModelSpec:
+    resources = Resources(
+        memory_mib=memory_mib, gpu_memory_mib=gpu_memory_mib, gpu_capability=gpu_capability
+    )
+    return ModelSpec(
+        name=name, version=version, function="model.py:run", resources=resources, **more
+    )
+
+
+def job(
+    name: str = "echo",
+    *,
+    replicas: int = 1,
+    of: ModelSpec | None = None,
+    memory_mib: int = 256,
+    **settings: Any,
+) -> JobSpec:
+    """A job that wants exactly ``replicas`` replicas of ``memory_mib`` each."""
+    spec = of or model(memory_mib=memory_mib)
+    return JobSpec(name=name, model=spec, min_replicas=replicas, max_replicas=replicas, **settings)
+
+
+def registered(spec: ModelSpec, tenant: str = TENANT) -> Event:
+    return ModelRegistered(**envelope(tenant=tenant), data={"model": spec})
+
+
+def created(spec: JobSpec, tenant: str = TENANT) -> Event:
+    return JobCreated(**envelope(tenant=tenant), data={"job": spec})
+
+
+def updated(spec: JobSpec, tenant: str = TENANT) -> Event:
+    return JobUpdated(**envelope(tenant=tenant), data={"job": spec, "changed": ("model",)})
+
+
+def enabled(name: str) -> Event:
+    return JobEnabled(**envelope(), data={"job": name})
+
+
+def disabled(name: str) -> Event:
+    return JobDisabled(**envelope(), data={"job": name})
+
+
+def deleted(name: str) -> Event:
+    return JobDeleted(**envelope(), data={"job": name})
+
+
+# -- what workers say
+
+
+def gpu(memory_mib: int, capability: float | None = None, index: int = 0) -> GpuSpec:
+    return GpuSpec(index=index, name="GPU", memory_mib=memory_mib, compute_capability=capability)
+
+
+def joined(
+    worker: str,
+    *,
+    session: str = "s1",
+    memory_mib: int = 4096,
+    gpus: tuple[GpuSpec, ...] = (),
+    replicas: tuple[str, ...] = (),
+) -> Event:
+    machine = Machine(
+        hostname=worker, cpu_count=4, memory_mib=memory_mib, disk_free_mib=10_000, gpus=gpus
+    )
+    data = {
+        "worker": worker, "session": session, "machine": machine, "agent_version": "1",
+        "public_key": "U" * 56, "replicas": replicas,
+    }  # fmt: skip
+    return WorkerJoined(**envelope(), data=data)
+
+
+def draining(worker: str, session: str = "s1") -> Event:
+    return WorkerDraining(**envelope(), data={"worker": worker, "session": session})
+
+
+def left(worker: str, session: str = "s1") -> Event:
+    return WorkerLeft(**envelope(), data={"worker": worker, "session": session})
+
+
+def lost(worker: str, session: str = "s1") -> Event:
+    return WorkerLost(**envelope(), data={"worker": worker, "session": session, "silent_s": 9})
+
+
+def preparing(replica: str, worker: str, of: str = "echo") -> Event:
+    return ReplicaPreparing(**envelope(), data=_replica(replica, worker, of))
+
+
+def ready(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> Event:
+    return ReplicaReady(**envelope(seconds), data={**_replica(replica, worker, of), "prepare_s": 1})
+
+
+def failed(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> Event:
+    data = {**_replica(replica, worker, of), "reason": "it ended"}
+    return ReplicaFailed(**envelope(seconds), data=data)
+
+
+def stopped(replica: str, worker: str, of: str = "echo") -> Event:
+    return ReplicaStopped(**envelope(), data=_replica(replica, worker, of))
+
+
+# -- what is decided
+
+
+def assigned(replica: str, worker: str, spec: JobSpec, seconds: float = 0) -> Event:
+    data = {**_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "why": WHY}
+    return ReplicaAssigned(**envelope(seconds), data=data)
+
+
+def released(replica: str, worker: str, of: str = "echo") -> Event:
+    return ReplicaReleased(**envelope(), data={**_replica(replica, worker, of), "why": WHY})
+
+
+def serving(replica: str, worker: str, spec: JobSpec) -> tuple[Event, ...]:
+    """A replica from its assignment until it serves."""
+    return (assigned(replica, worker, spec), ready(replica, worker, spec.name))
+
+
+def _replica(replica: str, worker: str, of: str) -> dict[str, Any]:
+    return {"worker": worker, "job": of, "replica": replica}
+
+
+# -- invocations
+
+
+def queued(invocation: str, of: str = "echo", **more: Any) -> InvocationQueued:
+    data = {
+        "invocation": invocation, "job": of, "origin": "o1", "timeout_s": 10,
+        "expires_at": at(3600), **more,
+    }  # fmt: skip
+    return InvocationQueued(**envelope(), data=data)
+
+
+def started(invocation: str, worker: str, attempt: int = 1, seconds: float = 1) -> Event:
+    data = {
+        "invocation": invocation, "job": "echo", "worker": worker, "replica": "r1",
+        "attempt": attempt,
+    }  # fmt: skip
+    return InvocationStarted(**envelope(seconds), data=data)
+
+
+def completed(invocation: str, output: Any, worker: str = "w1", seconds: float = 2) -> Event:
+    data = {"invocation": invocation, "job": "echo", "worker": worker, "output": output}
+    return InvocationCompleted(**envelope(seconds), data=data)
+
+
+def cancelled(invocation: str, reason: str = "", seconds: float = 2) -> Event:
+    data = {"invocation": invocation, "job": "echo", "reason": reason}
+    return InvocationCancelled(**envelope(seconds), data=data)
+
+
+# -- folds
+
+
+def registry(*events: Event | Iterable[Event], onto: RegistryState | None = None) -> RegistryState:
+    """The state after these events, at positions that follow each other."""
+    state = onto or RegistryState()
+    for event in _flat(events):
+        state = evolve_registry(state, event, state.seq + 1)
+    return state
+
+
+def fleet(*events: Event | Iterable[Event], onto: FleetState | None = None) -> FleetState:
+    """The state after these events, at positions that follow each other."""
+    state = onto or FleetState()
+    for event in _flat(events):
+        state = evolve_fleet(state, event, state.seq + 1)
+    return state
+
+
+def _flat(events: Iterable[Event | Iterable[Event]]) -> Iterable[Event]:
+    for event in events:
+        if isinstance(event, Event):
+            yield event
+        else:
+            yield from event
+
+
+def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0) -> Observation:
+    """The observation once these decisions are in the log."""
+    state = seen.fleet
+    for decision in decisions:
+        if isinstance(decision, Assign):
+            event = assigned(f"r{next(_IDS)}", decision.worker, decision.spec, seconds)
+        else:
+            gone = decision.replica
+            event = released(gone.id, gone.worker, gone.job)
+        state = fleet(event, onto=state)
+    return replace(seen, fleet=state)
+
+
+def in_words(decisions: Iterable[Decision]) -> list[str]:
+    """Decisions as a person would say them: ``echo on w1``, ``release r1``."""
+    return [
+        f"{decision.spec.name} on {decision.worker}"
+        if isinstance(decision, Assign)
+        else f"release {decision.replica.id}"
+        for decision in decisions
+    ]
