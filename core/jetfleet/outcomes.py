@@ -28,6 +28,7 @@ logger = logging.getLogger("jetfleet.outcomes")
 DONE = ".done"
 # The outcome says how many chunks came before it; they are waited for this long.
 LATE_CHUNK_S = 2.0
+GATHER_S = 0.02  # one look into the log serves all who ask for it within this time
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -140,6 +141,7 @@ class Outcomes:
     waiting: weakref.WeakValueDictionary[str, Waiter] = field(
         default_factory=weakref.WeakValueDictionary
     )
+    _recovering: bool = False
 
     async def start(self) -> None:
         subject = subjects.done(subjects.ANY, self.tenant, subjects.ANY, self.origin, subjects.ANY)
@@ -158,6 +160,17 @@ class Outcomes:
         # The broker vouches for the job token of the subject, not for what the body says.
         if waiter is not None and message.subject.split(".")[4] == waiter.job:
             waiter.resolve(message.data)
+
+    def recover_soon(self) -> None:
+        """The same as ``recover``, in the background, once for many who ask together."""
+        if not self._recovering:
+            self._recovering = True
+            self.connection.spawn(self._gather())
+
+    async def _gather(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        self._recovering = False
+        await self.recover()
 
     async def recover(self) -> None:
         """Ask the log for outcomes that came while we were cut off."""

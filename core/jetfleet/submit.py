@@ -106,7 +106,11 @@ class Submitter:
             await waiter.stop()
             raise
         waiter.seq = stored.seq
-        if not stored.duplicate:
+        if stored.duplicate:
+            # Perhaps sent again over a reconnect: then its outcome may have come while we were cut
+            # off, and before it had the position that `recover` goes by.
+            self.outcomes.recover_soon()
+        else:
             gauge = self._gauges[request.job]
             gauge.depth += 1
             gauge.recent.append(stored.seq)

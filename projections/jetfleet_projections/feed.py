@@ -34,6 +34,7 @@ REQUEST = 1_000  # messages asked for at a time: the most that nats.conf allows
 REQUESTS = 4  # at once
 REQUEST_BYTES = 8 * 1024**2  # of one request
 LIVE = 5_000  # messages that are worth a batch at once
+NAMES = 50_000  # subjects remembered
 ROOM = 60_000  # messages waiting here
 ROOM_BYTES = 64 * 1024**2  # and bytes; the requests that are out may come on top
 EXPIRES_S = 30
@@ -70,7 +71,11 @@ class Feed:
     stored_ns: int = 0
     behind: int = 0  # messages of the stream behind the last one that arrived, as the broker said
     lost: int = 0  # messages that were gone from the stream before they were read
-    _arrived: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)  # subject, reply, body
+    # What arrived, in columns: a tuple for each message would keep the garbage collector busy.
+    _subjects: list[str] = field(default_factory=list)
+    _replies: list[bytes] = field(default_factory=list)
+    _bodies: list[bytes] = field(default_factory=list)
+    _names: dict[bytes, str] = field(default_factory=dict)  # subjects seen, as text
     _bytes: int = 0
     _wanted: int = 0  # messages asked for that have not come
     _next: int = 1  # consumer sequence of the first message in `_arrived`
@@ -94,7 +99,7 @@ class Feed:
     @property
     def waiting(self) -> int:
         """Messages that have arrived and were not taken."""
-        return len(self._arrived)
+        return len(self._replies)
 
     async def gather(self, linger_s: float, hurry: asyncio.Event) -> None:
         """Return when messages wait: ``LIVE`` of them, or fewer for ``linger_s`` seconds.
@@ -104,12 +109,12 @@ class Feed:
         Raises:
             LogChanged: found when the consumer had to be made anew.
         """
-        while not self._arrived:
+        while not self._replies:
             if self._broken:
                 await self._open()
             else:
                 await self._wait(1, HEARTBEAT_S)
-        if len(self._arrived) < LIVE and not hurry.is_set():
+        if len(self._replies) < LIVE and not hurry.is_set():
             hurried = asyncio.ensure_future(hurry.wait())
             hurried.add_done_callback(lambda _: self._wake.set())
             await self._wait(LIVE, linger_s)
@@ -118,30 +123,30 @@ class Feed:
     async def take(self, most: int) -> Batch:
         """The messages that wait, at most ``most``; moves the position. Empty: they must be read
         again, because some are missing among them."""
-        batch = self._cut(most) if self._arrived and not self._broken else Batch(self.stream)
+        batch = self._cut(most) if self._replies and not self._broken else Batch(self.stream)
         self._heard = asyncio.get_running_loop().time()
         await self._ask()
         return batch
 
     def _cut(self, most: int) -> Batch:
-        taken = self._arrived[:most]
-        batch = Batch(self.stream)
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<ns>.<pending>
-        replies = [reply.split(b".") for _, reply, _ in taken]
-        first, last = int(replies[0][6]), int(replies[-1][6])
-        if first != self._next or last - first + 1 != len(taken):
+        replies = self._replies[:most]
+        first, last = int(replies[0].split(b".")[6]), int(replies[-1].split(b".")[6])
+        if first != self._next or last - first + 1 != len(replies):
             logger.warning("%s: messages are missing on the way; reading them again", self.stream)
             self._broken = True
-            return batch
-        batch.seqs = [int(words[5]) for words in replies]
-        batch.times = [int(words[7]) for words in replies]
-        batch.subjects = [str(subject, "utf-8", "replace") for subject, _, _ in taken]
-        batch.bodies = [body for _, _, body in taken]
+            return Batch(self.stream)
+        batch = Batch(self.stream, subjects=self._subjects[:most], bodies=self._bodies[:most])
+        for reply in replies:
+            words = reply.split(b".")
+            batch.seqs.append(int(words[5]))
+            batch.times.append(int(words[7]))
         self._note_lost(batch.seqs[0])
-        del self._arrived[:most]
+        for column in (self._subjects, self._replies, self._bodies):
+            del column[:most]
         self._bytes -= sum(map(len, batch.bodies))
         self._next = last + 1
-        self.behind = int(replies[-1][8])
+        self.behind = int(replies[-1].split(b".")[8])
         self.position, self.stored_ns = batch.seqs[-1], batch.times[-1]
         return batch
 
@@ -158,13 +163,13 @@ class Feed:
         """Until so many messages wait, something is wrong, or the time is over."""
         self._enough = enough
         self._wake.clear()
-        if len(self._arrived) >= enough or self._broken:
+        if len(self._replies) >= enough or self._broken:
             return
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
-            if asyncio.get_running_loop().time() - self._heard > SILENCE_S and not self._arrived:
+            if asyncio.get_running_loop().time() - self._heard > SILENCE_S and not self._replies:
                 self._broken = True
 
     async def _on_reconnect(self) -> None:
@@ -236,7 +241,8 @@ class Feed:
             raise LogChanged(f"{self.stream} has another message at {self.position}")
 
     async def _close(self) -> None:
-        self._arrived, self._bytes, self._wanted, self._broken = [], 0, 0, True
+        self._subjects, self._replies, self._bodies = [], [], []
+        self._bytes, self._wanted, self._broken = 0, 0, True
         handle, self._handle = self._handle, None
         consumer, self._consumer = self._consumer, ""
         if handle is None:
@@ -267,16 +273,23 @@ class Feed:
                 self._broken = True
 
     def _room(self) -> bool:
-        return len(self._arrived) < ROOM and self._bytes < ROOM_BYTES
+        return len(self._replies) < ROOM and self._bytes < ROOM_BYTES
 
     def _on_message(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
         if not reply:
             self._on_status(headers)
             return
-        self._arrived.append((subject, reply, body))
+        name = self._names.get(subject)
+        if name is None:
+            if len(self._names) > NAMES:
+                self._names.clear()
+            name = self._names[subject] = str(subject, "utf-8", "replace")
+        self._subjects.append(name)
+        self._replies.append(reply)
+        self._bodies.append(body)
         self._bytes += len(body)
         self._wanted -= 1
-        if len(self._arrived) == self._enough:
+        if len(self._replies) == self._enough:
             self._wake.set()
         if not self._wanted % REQUEST:
             self.connection.spawn(self._ask())

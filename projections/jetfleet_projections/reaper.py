@@ -59,7 +59,7 @@ class Reaper:
         self.scans = [QueueScan(self.connection, shard) for shard in range(self.settings.shards)]
 
     def broker_restarted(self) -> None:
-        """Look for what the restart kept out of the queues, once all of it is old enough to tell."""
+        """Look for what the restart kept out of the queues, once that is old enough to tell."""
         self._rescue_at = datetime.now(UTC) + UNSETTLED
 
     async def run(self) -> None:

@@ -7,7 +7,6 @@ machine falls on both. 1 KiB JSON, a no-op model in a replica process of its own
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -56,31 +55,39 @@ async def run(quick: bool) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fleet = await start(stack, folder)
-        floor = await stack.enter_async_context(measure.LogFloor.open(fleet.floor_url))
+        floor = await stack.enter_async_context(
+            measure.LogFloor.open(fleet.floor_url, "log", "fetch")
+        )
+        raw = await stack.enter_async_context(measure.LogFloor.open(fleet.floor_url, "raw", "raw"))
         client = measure.JetfleetClient(fleet.client)
-        http = await stack.enter_async_context(measure.Http.open(fleet.http_floor, "http_floor", "/"))
+        http = await stack.enter_async_context(
+            measure.Http.open(fleet.http_floor, "http_floor", "/")
+        )
         gateway = await stack.enter_async_context(
             measure.Http.open(fleet.gateway, "run_sync", "/v1/inference_jobs/noop/run_sync")
         )
-        for subject in (floor, client, http, gateway):
+        for subject in (floor, raw, client, http, gateway):
             await subject.one_caller(calls)  # warm-up, not counted
         console = Console(stderr=True)
         console.print("one caller", style="bold")
         await rounds(
             samples, 3 if quick else 7,
-            lambda: floor.one_caller(calls), lambda: client.one_caller(calls),
+            lambda: floor.one_caller(calls), lambda: raw.one_caller(calls),
+            lambda: client.one_caller(calls),
             lambda: http.one_caller(calls), lambda: gateway.one_caller(calls),
         )  # fmt: skip
         console.print("64 callers", style="bold")
         await rounds(
             samples, 2 if quick else 5,
-            lambda: floor.callers(64, many), lambda: client.callers(64, many),
+            lambda: floor.callers(64, many), lambda: raw.callers(64, many),
+            lambda: client.callers(64, many),
             lambda: http.callers(64, many), lambda: gateway.callers(64, many // 2),
         )  # fmt: skip
         console.print(f"enqueue {queue:,} and drain", style="bold")
         await rounds(
             samples, 1 if quick else 3,
-            lambda: floor.enqueue_and_drain(queue), lambda: client.enqueue_and_drain(queue),
+            lambda: floor.enqueue_and_drain(queue), lambda: raw.enqueue_and_drain(queue),
+            lambda: client.enqueue_and_drain(queue),
         )  # fmt: skip
     return document(samples, quick)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+
 from jetfleet import access, jwt, subjects
 from jetfleet.clock import new_id, utc_now
 from jetfleet.connection import Connection

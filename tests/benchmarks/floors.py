@@ -2,8 +2,10 @@
 
 * HTTP floor: a bare Starlette echo on uvicorn (uvloop, httptools), one process.
 * Log floor: raw nats-py on JetStream: publish, pull, publish the result, receive it. The worker is
-  a process of its own and pulls as jetfleet's agent does (one outstanding raw pull kept topped up,
-  a task per message), because that is the fastest way known to us.
+  a process of its own, uses nats-py's pull API (``fetch`` for its free slots) and gives every
+  message a task.
+* Raw floor: the same with the requests to the pull API written by hand, kept outstanding and topped
+  up, as jetfleet's agent does it: the fastest way known to us. Reported beside the log floor.
 """
 
 from __future__ import annotations
@@ -45,47 +47,79 @@ async def make_stream(nats: Nats) -> None:
         raise RuntimeError(answer["error"])
 
 
-async def work(url: str) -> None:
-    """The floor's worker: echo what is pulled; the outcome is stored before the ack."""
-    nats = Nats()
-    await nats.connect(url)
-    jetstream = nats.jetstream()
+class Worker:
+    """What both workers do with a message: store the outcome, then acknowledge."""
+
+    def __init__(self, nats: Nats) -> None:
+        self.nats = nats
+        self.jetstream = nats.jetstream()
+        self.running = 0
+        self.background: set[asyncio.Task[None]] = set()
+        self.freed = asyncio.Event()
+
+    def begin(self, message: Msg) -> None:
+        self.running += 1
+        task = asyncio.create_task(self.echo(message))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    async def echo(self, message: Msg) -> None:
+        self.running -= 1
+        self.freed.set()
+        headers = {"Nats-Msg-Id": (message.headers or {})["Nats-Msg-Id"] + ".done"}
+        await self.jetstream.publish(RESULT, message.data, headers=headers)
+        await self.nats.publish(message.reply, b"+ACK")
+
+
+async def fetch(worker: Worker) -> None:
+    """The log floor's way: nats-py's own pull API."""
+    subscription = await worker.jetstream.pull_subscribe_bind(CONSUMER, STREAM)
+    print("READY", flush=True)
+    while True:
+        if worker.running >= SLOTS:
+            worker.freed.clear()
+            await worker.freed.wait()
+        try:
+            messages = await subscription.fetch(SLOTS - worker.running, timeout=30)
+        except TimeoutError:
+            continue
+        for message in messages:
+            worker.begin(message)
+
+
+async def topped_up(worker: Worker) -> None:
+    """The raw floor's way: one inbox, requests outstanding for the free slots."""
     inbox = f"_INBOX.{secrets.token_hex(8)}"
-    outstanding = running = 0
-    background: set[asyncio.Task[None]] = set()
+    outstanding = 0
 
     async def ask() -> None:
         nonlocal outstanding
-        missing = SLOTS - running - outstanding
+        missing = SLOTS - worker.running - outstanding
         if missing > 0 and missing >= outstanding:
             outstanding += missing
             body = b'{"batch":%d,"expires":%d}' % (missing, 30 * SECOND)
-            await nats.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}", body, inbox)
-
-    async def echo(message: Msg) -> None:
-        nonlocal running
-        headers = {"Nats-Msg-Id": message.headers["Nats-Msg-Id"] + ".done"}
-        running -= 1
-        await ask()
-        await jetstream.publish(RESULT, message.data, headers=headers)
-        await nats.publish(message.reply, b"+ACK")
+            await worker.nats.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}", body, inbox)
 
     async def take(message: Msg) -> None:
-        nonlocal outstanding, running
+        nonlocal outstanding
         if not message.reply:
             outstanding = 0
-            await ask()
-            return
-        outstanding -= 1
-        running += 1
-        task = asyncio.create_task(echo(message))
-        background.add(task)
-        task.add_done_callback(background.discard)
+        else:
+            outstanding -= 1
+            worker.begin(message)
+        await ask()
 
-    await nats.subscribe(inbox, cb=take)
+    await worker.nats.subscribe(inbox, cb=take)
     await ask()
     print("READY", flush=True)
     await asyncio.Event().wait()
+
+
+async def work(url: str, way: str) -> None:
+    """A floor's worker process."""
+    nats = Nats()
+    await nats.connect(url)
+    await {"fetch": fetch, "raw": topped_up}[way](Worker(nats))
 
 
 def http_floor(port: int) -> None:
@@ -106,6 +140,6 @@ def http_floor(port: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
-        uvloop.run(work(sys.argv[2]))
+        uvloop.run(work(sys.argv[2], sys.argv[3]))
     else:
         http_floor(int(sys.argv[2]))

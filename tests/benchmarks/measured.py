@@ -7,18 +7,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import floors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
 from jetfleet import subjects
 from jetfleet.client import Client
 from jetfleet.specs import JobSpec
-from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 
 PAYLOAD = {"text": "x" * 1012}  # 1 KiB of JSON
 BODY = b'{"text":"%s"}' % (b"x" * 1012)
@@ -82,19 +83,20 @@ class LogFloor:
 
     nats: Nats
     url: str
+    name: str
+    way: str
     waiting: dict[str, asyncio.Future[bytes]] = field(default_factory=dict)
     number: int = 0
     worker: subprocess.Popen[bytes] | None = None
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[LogFloor]:
+    async def open(cls, url: str, name: str, way: str) -> AsyncIterator[LogFloor]:
         nats = Nats()
         await nats.connect(url)
         await floors.make_stream(nats)
-        self = cls(nats, url)
+        self = cls(nats, url, name, way)
         await nats.subscribe(floors.RESULT, cb=self._on_result)
-        self._start_worker()
         try:
             yield self
         finally:
@@ -104,7 +106,7 @@ class LogFloor:
     def _start_worker(self) -> None:
         script = str(Path(floors.__file__))
         self.worker = subprocess.Popen(
-            [sys.executable, script, "work", self.url], stdout=subprocess.PIPE
+            [sys.executable, script, "work", self.url, self.way], stdout=subprocess.PIPE
         )
         assert self.worker.stdout is not None
         self.worker.stdout.readline()
@@ -121,7 +123,7 @@ class LogFloor:
 
     async def call(self) -> None:
         self.number += 1
-        key = f"c{self.number}"
+        key = f"{self.name}{self.number}"
         self.waiting[key] = future = asyncio.get_running_loop().create_future()
         await self.nats.jetstream().publish(floors.WORK, BODY, headers={"Nats-Msg-Id": key})
         await asyncio.wait_for(future, ANSWER_S)
@@ -129,24 +131,36 @@ class LogFloor:
     async def submit(self) -> None:
         self.number += 1
         await self.nats.jetstream().publish(
-            floors.WORK, BODY, headers={"Nats-Msg-Id": f"c{self.number}"}
+            floors.WORK, BODY, headers={"Nats-Msg-Id": f"{self.name}{self.number}"}
         )
 
     async def one_caller(self, calls: int) -> dict[str, float]:
-        return await latencies("log", calls, self.call)
+        with self.working():
+            await self.call()
+            return await latencies(self.name, calls, self.call)
 
     async def callers(self, count: int, calls: int) -> dict[str, float]:
-        return {f"log_{count}_per_s": await throughput(count, calls, self.call)}
+        with self.working():
+            await self.call()
+            return {f"{self.name}_{count}_per_s": await throughput(count, calls, self.call)}
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Its worker runs only while it is measured, so that the floors do not share one."""
+        self._start_worker()
+        try:
+            yield
+        finally:
+            self._stop_worker()
 
     async def enqueue_and_drain(self, count: int) -> dict[str, float]:
-        self._stop_worker()
         enqueued = await throughput(IN_FLIGHT, count, self.submit)
         drain = Drain(count)
         subscription = await self.nats.subscribe(floors.RESULT, cb=drain.take)
-        self._start_worker()
-        rate = await drain.rate()
+        with self.working():
+            rate = await drain.rate()
         await subscription.unsubscribe()
-        return {"log_enqueue_per_s": enqueued, "log_drain_per_s": rate}
+        return {f"{self.name}_enqueue_per_s": enqueued, f"{self.name}_drain_per_s": rate}
 
 
 @dataclass(slots=True, eq=False)
@@ -232,5 +246,3 @@ class Http:
 
     async def callers(self, count: int, calls: int) -> dict[str, float]:
         return {f"{self.name}_{count}_per_s": await throughput(count, calls, self.call)}
-
-

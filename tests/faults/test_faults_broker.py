@@ -6,13 +6,14 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from jetfleet import subjects
 from jetfleet.client import Client, Handle
-from jetfleet.connection import Connection
+from jetfleet.connection import Connection, Stored
 from jetfleet.events import InvocationCompleted
 from stack import WITHIN_S, Gateway, Stack, accept, all_ended, open_job, stack, until
 
@@ -149,3 +150,30 @@ async def test_what_a_crash_kept_out_of_its_queue_is_put_back_however_young(
         assert await handle.output(wait_s=WITHIN_S) == 1
         story = await all_ended(client, [handle.invocation])
     assert len(story.outcomes[handle.invocation]) == 1
+
+
+@pytest.mark.anyio
+async def test_an_outcome_is_heard_that_came_before_the_submit_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker dies with the acknowledgement, and the agent is back before the caller is."""
+    async with stack(tmp_path / "stack") as fleet:
+        client, other = await fleet.client(), await fleet.client()
+        await open_job(other, "job", "faulty.py:echo")
+        store = client.connection.store  # slots: an instance cannot be patched, its class can
+        (hearing,) = [
+            s for s in client.connection.subscriptions if f".{client.origin}." in s.subject
+        ]
+
+        async def stored_twice(subject: str, body: bytes, **options: Any) -> Stored:
+            await hearing.handle.unsubscribe()
+            await client.connection.flush()
+            await store(subject, body, **options)  # its acknowledgement is lost
+            await all_ended(other, [options["msg_id"]])
+            await hearing.start()
+            return await store(subject, body, **options)  # sent again once connected
+
+        monkeypatch.setattr(Connection, "store", lambda _, *a, **kw: stored_twice(*a, **kw))
+        handle = await client.submit("job", 1)
+        monkeypatch.undo()
+        assert await handle.output(wait_s=5) == 1
