@@ -112,8 +112,8 @@ def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
                 subjects.ALL_TELEMETRY,
             ),
         ),
-        # Answers go to inboxes, each role's by name: with a right to reply anywhere, whoever asks could
-        # have it publish to a subject of the log, or to the JetStream API.
+        # Answers go to inboxes, each role's by name: with a right to reply anywhere, whoever asks
+        # could have it publish to a subject of the log, or to the JetStream API.
         "projector": Permissions(
             (*_READ_LOG, *(f"{inbox(each)}.>" for each in ROLES)),
             (private, subjects.ask_query(), subjects.ALL_TELEMETRY),

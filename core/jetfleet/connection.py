@@ -17,97 +17,27 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nats
 import nats.errors
 from nats.aio.msg import Msg
-from pydantic_core import from_json
 
-from jetfleet import access, jwt
-from jetfleet.errors import BrokerUnavailable, JetfleetError, LogFull
+from jetfleet import access
+from jetfleet.credentials import CredentialsFile, CredentialSource
+from jetfleet.errors import ApiError, BrokerUnavailable, NoResponders, WrongSequence
 from jetfleet.fastlane import FastNats
+from jetfleet.stores import Stored, Stores, api_error
 
 logger = logging.getLogger("jetfleet.connection")
 
 RECONNECT_WAIT_S = 0.2
 PING_INTERVAL_S = 10  # a half-open connection is noticed after two unanswered pings
 STORE_TIMEOUT_S = 5.0
-RESEND_WAIT_S = 0.05  # JetStream answers "no responders" for a moment after a restart
-_SWEEP_S = 0.25
-
-# Error codes of the JetStream API (nats-server, errors.json).
-WRONG_LAST_SEQUENCE = 10071
-_FULL = {10023, 10047, 10077, 10122}  # insufficient resources, storage or limits exceeded
 NOT_FOUND = 404
 
 Callback = Callable[[Msg], Awaitable[None] | None]
 Hook = Callable[[], Awaitable[None]]
-
-
-class ApiError(JetfleetError):
-    """JetStream refused a request."""
-
-    code = "jetstream_error"
-
-    def __init__(self, status: int, err_code: int, description: str) -> None:
-        super().__init__(f"JetStream answered {status}: {description} (error {err_code})")
-        self.status = status
-        self.err_code = err_code
-
-
-class WrongSequence(ApiError):
-    """Somebody else wrote to the subject first; fold what is new and decide again."""
-
-    code = "wrong_sequence"
-
-
-class NoResponders(JetfleetError):
-    """Nobody answers this request."""
-
-    code = "no_responders"
-
-
-class CredentialSource(Protocol):
-    """Where a connection gets its token and signature from, each time it connects."""
-
-    def token(self) -> str: ...
-
-    def sign(self, nonce: str) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CredentialsFile:
-    """A ``.creds`` file, read anew for every connect so that a renewed one takes effect."""
-
-    path: Path
-
-    def token(self) -> str:
-        return jwt.parse_credentials(self.path.read_text())[0]
-
-    def sign(self, nonce: str) -> bytes:
-        return jwt.sign_nonce(jwt.parse_credentials(self.path.read_text())[1], nonce)
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The broker's word that an event is in the log."""
-
-    stream: str
-    seq: int
-    duplicate: bool = False
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A stored publish that has no answer yet."""
-
-    future: asyncio.Future[Stored]
-    subject: str
-    body: bytes
-    header: bytes
-    deadline: float
-    repeatable: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -162,13 +92,9 @@ class Connection:
     on_reconnect: list[Hook] = field(default_factory=list)
     subscriptions: list[Subscription] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)  # the server's last refusals, newest last
-    _pending: dict[int, _Pending] = field(default_factory=dict)
-    _counter: int = 0
-    _ack_prefix: str = ""
+    stores: Stores = field(init=False)
     _closing: bool = False
-    _sweeper: asyncio.TimerHandle | None = None
     _redial: asyncio.Task[None] | None = None
-    _loop: asyncio.AbstractEventLoop = field(init=False)
 
     @classmethod
     async def open(
@@ -193,10 +119,10 @@ class Connection:
                 )
             credentials = CredentialsFile(credentials)
         self = cls(url, credentials, user, name)
-        self._loop = asyncio.get_running_loop()
-        self._ack_prefix = f"{access.inbox(user)}.a{secrets.token_hex(8)}."
+        prefix = f"{access.inbox(user)}.a{secrets.token_hex(8)}."
+        self.stores = Stores(lambda: self.nats, prefix)
         await self._dial()
-        await self.subscribe(self._ack_prefix + "*", self._on_ack)
+        await self.subscribe(prefix + "*", self.stores.on_ack)
         return self
 
     @property
@@ -239,9 +165,7 @@ class Connection:
         # uvloop raises RuntimeError when nats-py writes to a transport that the server has closed.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self.nats.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._fail_all(BrokerUnavailable("the connection was closed before the broker answered"))
+        self.stores.close()
 
     # -- publishing
 
@@ -295,71 +219,7 @@ class Connection:
             header += f"Nats-Expected-Last-Subject-Sequence: {expect[0]}\r\n"
             header += f"Nats-Expected-Last-Subject-Sequence-Subject: {expect[1]}\r\n"
         block = f"NATS/1.0\r\n{header}\r\n".encode() if header else b""
-        self._counter = number = self._counter + 1
-        future: asyncio.Future[Stored] = self._loop.create_future()
-        deadline = float("inf") if timeout_s is None else self._loop.time() + timeout_s
-        entry = _Pending(future, subject, body, block, deadline, msg_id is not None)
-        self._pending[number] = entry
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
-        try:
-            self._send(number, entry)
-            return await future
-        finally:
-            self._pending.pop(number, None)
-
-    def _send(self, number: int, entry: _Pending) -> None:
-        try:
-            self.nats.publish_trusted(
-                entry.subject, entry.body, f"{self._ack_prefix}{number}", entry.header
-            )
-        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
-            if not entry.repeatable:
-                raise BrokerUnavailable(f"cannot publish to {entry.subject}: {error}") from error
-        except nats.errors.Error as error:
-            raise BrokerUnavailable(f"cannot publish to {entry.subject}: {error}") from error
-
-    def _on_ack(self, message: Msg) -> None:
-        number = int(message.subject[len(self._ack_prefix) :])
-        entry = self._pending.get(number)
-        if entry is None or entry.future.done():
-            return
-        if not message.data:  # 503: JetStream is not (yet) there
-            if entry.repeatable:
-                self._loop.call_later(RESEND_WAIT_S, self._resend, number)
-            else:
-                entry.future.set_exception(BrokerUnavailable(f"no stream takes {entry.subject}"))
-            return
-        answer = from_json(message.data)
-        if "error" in answer:
-            entry.future.set_exception(_api_error(answer["error"]))
-        else:
-            entry.future.set_result(
-                Stored(answer["stream"], answer["seq"], answer.get("duplicate", False))
-            )
-
-    def _resend(self, number: int) -> None:
-        entry = self._pending.get(number)
-        if entry is not None and not self._closing:
-            self._send(number, entry)
-
-    def _sweep(self) -> None:
-        """End what waited too long; one timer for all instead of one each."""
-        now = self._loop.time()
-        for entry in self._pending.values():
-            if entry.deadline <= now and not entry.future.done():
-                entry.future.set_exception(
-                    BrokerUnavailable(
-                        f"the broker did not answer for {entry.subject} in time; "
-                        "it may have been stored: repeat it with the same key"
-                    )
-                )
-        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._pending else None
-
-    def _fail_all(self, error: JetfleetError) -> None:
-        for entry in self._pending.values():
-            if not entry.future.done():
-                entry.future.set_exception(error)
+        return await self.stores.store(subject, body, block, timeout_s, again=msg_id is not None)
 
     # -- asking
 
@@ -396,7 +256,7 @@ class Connection:
             raise BrokerUnavailable("JetStream is not up yet; try again") from error
         answer: dict[str, Any] = json.loads(raw)
         if "error" in answer:
-            raise _api_error(answer["error"])
+            raise api_error(answer["error"])
         return answer
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
@@ -433,9 +293,7 @@ class Connection:
         await self._restored()
 
     async def _restored(self) -> None:
-        for number, entry in list(self._pending.items()):
-            if entry.repeatable and not entry.future.done():
-                self._send(number, entry)
+        self.stores.send_again()
         for hook in list(self.on_reconnect):
             self.spawn(hook())
 
@@ -473,11 +331,7 @@ def _finished(task: asyncio.Future[None]) -> None:
         logger.error("a background task failed: %s", error, exc_info=error)
 
 
-def _api_error(error: Mapping[str, Any]) -> JetfleetError:
-    status, code = error.get("code", 0), error.get("err_code", 0)
-    text = error.get("description", "")
-    if code == WRONG_LAST_SEQUENCE:
-        return WrongSequence(status, code, text)
-    if code in _FULL:
-        return LogFull(f"the log refuses new events: {text}; free space or raise its limits")
-    return ApiError(status, code, text)
+__all__ = [
+    "NOT_FOUND", "ApiError", "Connection", "CredentialSource", "NoResponders", "Stored",
+    "Subscription", "WrongSequence",
+]  # fmt: skip

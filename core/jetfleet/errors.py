@@ -213,3 +213,26 @@ class StartupError(JetfleetError):
     """A process cannot start."""
 
     code = "startup_error"
+
+
+class ApiError(JetfleetError):
+    """JetStream refused a request."""
+
+    code = "jetstream_error"
+
+    def __init__(self, status: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream answered {status}: {description} (error {err_code})")
+        self.status = status
+        self.err_code = err_code
+
+
+class WrongSequence(ApiError):
+    """Somebody else wrote to the subject first; fold what is new and decide again."""
+
+    code = "wrong_sequence"
+
+
+class NoResponders(JetfleetError):
+    """Nobody answers this request."""
+
+    code = "no_responders"

@@ -75,8 +75,8 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         self._scheduled = False  # a write at the end of this turn of the loop
         self._written = 0.0  # when one was last made at once
         self._pending: list[bytes] = []
-        if AVAILABLE and type(self._ps) is Parser:
-            self._ps = FastParser(self)
+        if AVAILABLE:
+            self._ps: Parser = FastParser(self)
 
     # -- receiving
 

@@ -78,7 +78,7 @@ class Feed:
     _names: dict[bytes, str] = field(default_factory=dict)  # subjects seen, as text
     _bytes: int = 0
     _wanted: int = 0  # messages asked for that have not come
-    _next: int = 1  # consumer sequence of the first message in `_arrived`
+    _next: int = 1  # consumer sequence of the first message that waits
     _enough: int = 1  # messages that wake who waits
     _consumer: str = ""
     _handle: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 
@@ -25,6 +26,7 @@ def projector(state: State) -> None:
     """
     import uvloop
 
+    gc.set_threshold(50_000, 20, 50)  # catching up makes many objects and no rings of them: -5% CPU
     logging.getLogger("jetfleet").setLevel(logging.DEBUG if state.debug else logging.INFO)
     uvloop.run(project(state.settings()))
 

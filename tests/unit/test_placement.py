@@ -8,8 +8,27 @@ from hypothesis import strategies as st
 
 import given
 from given import (
-    assigned, at, created, deleted, draining, failed, fleet, gpu, in_words, job, joined, left,
-    lost, model, obeyed, ready, registry, released, serving, stopped, updated,
+    assigned,
+    at,
+    created,
+    deleted,
+    draining,
+    failed,
+    fleet,
+    gpu,
+    in_words,
+    job,
+    joined,
+    left,
+    lost,
+    model,
+    obeyed,
+    ready,
+    registry,
+    released,
+    serving,
+    stopped,
+    updated,
 )  # fmt: skip
 from jetfleet.events import Event
 from jetfleet.policies.placement import RESERVED_MIB, Assign, Observation, Release, place
