@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
 
@@ -16,6 +18,18 @@ from jetfleet.settings import Settings
 def anyio_backend() -> str:
     """Integration tests run on asyncio; mark them ``@pytest.mark.anyio``."""
     return "asyncio"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI everything that a test needs is there, so a skip is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where nothing may be: {report.longrepr}"
+    return report
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jetfleet import subjects
+from jetfleet import access, jwt, subjects
 from jetfleet.clock import Clock
+from jetfleet.connection import Connection
 from jetfleet.events import (
     Event,
     Failure,
@@ -41,6 +43,7 @@ from jetfleet.events import (
     encode,
 )
 from jetfleet.stamp import Stamp
+from jetfleet.server import Broker
 from jetfleet.specs import JobSpec, Machine, ModelSpec
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections.batches import Batch
@@ -264,3 +267,29 @@ def lives(log: Log, count: int, seed: int) -> None:
         chosen = chance.choice(running)
         if next(chosen, None) is None:
             running.remove(chosen)
+
+
+async def writer(broker: Broker) -> Connection:
+    """A connection that may do everything in the fleet's account, as no role may."""
+    seed = jwt.new_seed("user")
+    token = access.user_token(
+        access.Permissions((">",), (">",)),
+        account_seed=broker.secrets.seed(access.FLEET_ACCOUNT),
+        user=jwt.public_key(seed),
+        name="writer",
+        issued_at=int(time.time()),
+    )
+    credentials = broker.data_dir / "writer.creds"
+    credentials.write_text(jwt.credentials_text(token, seed))
+    return await Connection.open(broker.url, credentials, user="writer", name="writer")
+
+
+async def write(connection: Connection, batch: Batch, start: int = 0, stop: int | None = None) -> None:
+    """Append messages of a batch to the log, some with headers, as clients do."""
+    part = batch.part(start, stop)
+    for number, (subject, body) in enumerate(zip(part.subjects, part.bodies, strict=True), 1):
+        headers = {"Nats-Msg-Id": str(uuid.uuid4())} if number % 2 else None
+        await connection.nats.publish(subject, body, headers=headers)
+        if number % 500 == 0:
+            await connection.flush()
+    await connection.flush()

@@ -25,6 +25,7 @@ from typing import IO
 import anyio
 
 from jetfleet.errors import MissingExtra, StartupError
+from jetfleet.processes import launched
 from jetfleet.secrets import Secrets
 
 CLIENT_PORT = 4222
@@ -161,7 +162,7 @@ class Broker:
                     "another with --nats-port, --ws-port or --monitor-port"
                 )
         self.process = subprocess.Popen(
-            [find_binary(), "-c", str(configuration)],
+            launched([find_binary(), "-c", str(configuration)]),  # it ends when we do
             env={**os.environ, **self.environment()},
             stdout=subprocess.DEVNULL if self.log is None else subprocess.PIPE,
             stderr=subprocess.STDOUT,

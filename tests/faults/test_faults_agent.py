@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from story import all_ended, told
 
 from jetfleet.client import Client, Handle
 from jetfleet.events import (
@@ -18,7 +19,7 @@ from jetfleet.events import (
     WorkerLost,
 )
 from jetfleet.streams import FLEET
-from stack import all_ended, fleet_says, open_job, position, stack, started, told, until
+from stack import fleet_says, open_job, position, stack, started, until
 
 ACK_WAIT_S = 2.0
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from story import all_ended
 
 from jetfleet import subjects
 from jetfleet.client import Client, Handle
 from jetfleet.connection import Connection, Stored
 from jetfleet.events import InvocationCompleted
-from stack import WITHIN_S, Gateway, Stack, accept, all_ended, open_job, stack, until
+from stack import WITHIN_S, Gateway, Stack, accept, open_job, stack, until
 
 SUBMITS = 1_000
 OVER_HTTP = 200

@@ -6,19 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from story import all_ended, told
 
 from jetfleet.events import ReplicaAssigned, ReplicaReady, WorkerJoined, WorkerLost
 from jetfleet.streams import FLEET
-from stack import (
-    WITHIN_S,
-    all_ended,
-    fleet_says,
-    open_job,
-    position,
-    stack,
-    told,
-    until,
-)
+from stack import WITHIN_S, fleet_says, open_job, position, stack, until
 
 
 @pytest.mark.anyio

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from story import all_ended, told
 
 from jetfleet.events import WorkerJoined
-from stack import all_ended, fleet_says, open_job, stack, told, until
+from stack import fleet_says, open_job, stack, until
 
 CALLS = 200
 AT_ONCE = 32

@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from story import all_ended
 
 from jetfleet.events import Failure, InvocationFailed
-from stack import WITHIN_S, Gateway, Stack, all_ended, open_job, stack, started
+from stack import WITHIN_S, Gateway, Stack, open_job, stack, started
 
 RETRY_LIMIT = 2
 LIMIT_S = 15.0  # generous: the longest failure takes its retries and their back-off

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from story import all_ended
 
 from jetfleet.client import Client
 from jetfleet.events import InvocationCancelled, InvocationCompleted, InvocationExpired
 from jetfleet.submit import queue_depth
-from stack import WITHIN_S, Stack, all_ended, open_job, stack, started, until
+from stack import WITHIN_S, Stack, open_job, stack, started, until
 
 QUEUED = 500
 REAPED_S = 3.0  # after the deadline; the conductor looks twice a second

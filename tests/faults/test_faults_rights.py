@@ -12,13 +12,14 @@ from typing import Any
 import nats.errors
 import pytest
 from nats.aio.client import Client as NatsClient
+from story import all_ended
 
 from jetfleet import access, jwt, subjects
 from jetfleet.client import Client
 from jetfleet.connection import Connection
 from jetfleet.streams import PRIORITY_GROUP, SECOND
 from jetfleet_agent.links import JobLink, JobToken, NotAssigned, WorkerKey
-from stack import WITHIN_S, Stack, all_ended, open_job, stack, started, until
+from stack import WITHIN_S, Stack, open_job, stack, started, until
 
 ME, OTHER, JOB, FOREIGN = "a", "b", "mine", "foreign"
 SHARDS = 4

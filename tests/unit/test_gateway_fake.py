@@ -38,7 +38,7 @@ from jetfleet.registry import Change, Registry
 from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.stamp import Stamp
-from jetfleet.submit import _check
+from jetfleet.submit import Request, _check
 from jetfleet.views import InvocationView, evolve_view
 from jetfleet_gateway.app import Gateway, create_app
 
@@ -192,13 +192,7 @@ class FakeClient:
     ) -> Handle:  # fmt: skip
         self._refuse()
         state = await self.registry.find_job(job)
-        request = type("R", (), {})()
-        request.timeout_s, request.ttl_s, request.idempotency_key = (
-            timeout_s,
-            ttl_s,
-            idempotency_key,
-        )
-        _check(request, state)
+        _check(Request(job, input, stream, timeout_s, ttl_s, idempotency_key, trace), state)
         if idempotency_key in self._keys:
             return Handle(self, self._keys[idempotency_key].waiter, True)  # type: ignore[arg-type]  # a twin
         envelope = STAMP("default", trace=trace)
