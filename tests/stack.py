@@ -276,8 +276,10 @@ async def fleet_says(
 
     def wanted(record: Record) -> bool:
         event = record.event
-        return isinstance(event, kind) and all(
-            getattr(event.data, name) == value for name, value in data.items()
+        return (
+            event is not None
+            and isinstance(event, kind)
+            and all(getattr(event.data, name) == value for name, value in data.items())
         )
 
     what = f"{kind.__name__} {data}"

@@ -131,29 +131,46 @@ class Connection:
         return bool(self.nats.is_connected)
 
     async def _dial(self) -> None:
+        """Connect a new client; nats-py tries for ever, we only while it makes sense."""
         client = FastNats()
+        refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def on_error(error: Exception) -> None:
+            if "authorization violation" in str(error).lower() and not refused.done():
+                refused.set_result(str(error))
+            await self._on_error(error)
+
+        connecting = asyncio.ensure_future(client.connect(**self._options(on_error)))
         try:
-            await client.connect(
-                self.url,
-                name=self.name,
-                user_jwt_cb=lambda: bytearray(self.credentials.token().encode()),
-                signature_cb=self.credentials.sign,
-                inbox_prefix=access.inbox(self.user).encode(),
-                reconnect_time_wait=RECONNECT_WAIT_S,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL_S,
-                error_cb=self._on_error,
-                # Ours are made of validated names; what the broker hands us it has validated.
-                skip_subject_validation=True,
-                reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
-            )
-        except nats.errors.AuthorizationError as error:
-            raise BrokerUnavailable(
-                f"the broker at {self.url} refuses these credentials ({error}); are they of this "
-                "installation, and not expired?"
-            ) from error
+            await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise BrokerUnavailable(
+                    f"the broker at {self.url} refuses these credentials "
+                    f"({refused.result()}); are they of this installation, and not expired?"
+                )
+            connecting.result()
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
         self.nats = client
+
+    def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
+        return {
+            "servers": self.url,
+            "name": self.name,
+            "user_jwt_cb": lambda: bytearray(self.credentials.token().encode()),
+            "signature_cb": self.credentials.sign,
+            "inbox_prefix": access.inbox(self.user).encode(),
+            "reconnect_time_wait": RECONNECT_WAIT_S,
+            "max_reconnect_attempts": -1,
+            "ping_interval": PING_INTERVAL_S,
+            "error_cb": on_error,
+            # Ours are made of validated names; what the broker hands us it has validated.
+            "skip_subject_validation": True,
+            "reconnected_cb": self._on_reconnected,
+            "closed_cb": self._on_closed,
+        }
 
     async def close(self) -> None:
         """Flush and close; waiting stores end with BrokerUnavailable."""
