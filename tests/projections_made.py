@@ -42,9 +42,9 @@ from jetfleet.events import (
     WorkerLost,
     encode,
 )
-from jetfleet.stamp import Stamp
 from jetfleet.server import Broker
 from jetfleet.specs import JobSpec, Machine, ModelSpec
+from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections.batches import Batch
 
@@ -284,7 +284,9 @@ async def writer(broker: Broker) -> Connection:
     return await Connection.open(broker.url, credentials, user="writer", name="writer")
 
 
-async def write(connection: Connection, batch: Batch, start: int = 0, stop: int | None = None) -> None:
+async def write(
+    connection: Connection, batch: Batch, start: int = 0, stop: int | None = None
+) -> None:
     """Append messages of a batch to the log, some with headers, as clients do."""
     part = batch.part(start, stop)
     for number, (subject, body) in enumerate(zip(part.subjects, part.bodies, strict=True), 1):

@@ -65,7 +65,7 @@ async def read(connection: Connection, ref: BlobRef, subject: Callable[[int], st
     parts: list[bytes] = []
     for number in range(ref.pieces):
         where = subject(number)
-        reply = await connection.nats.request(f"$JS.API.DIRECT.GET.{PAYLOADS}.{where}", timeout=10)
+        reply = await connection.ask(f"$JS.API.DIRECT.GET.{PAYLOADS}.{where}", timeout_s=10)
         if (reply.headers or {}).get("Nats-Subject") != where:
             raise BlobUnreadable(
                 f"piece {number} of payload {ref.blob} is gone; payloads are kept for two days"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from jetfleet import queries
 from jetfleet.connection import Connection
 from jetfleet.errors import (
     BrokerUnavailable,
+    InvalidRequest,
     InvocationCancelled,
     InvocationError,
     InvocationExpired,
@@ -26,11 +28,13 @@ from jetfleet.registry import Change, Registry
 from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.stamp import Stamp
-from jetfleet.streams import INVOCATIONS
+from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet.submit import Request, Submitter, read_output
 from jetfleet.views import InvocationView
 
 CONNECT_S = 10.0
+READABLE = (INVOCATIONS, REGISTRY, FLEET)
+SUBJECT = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 
 
 @dataclass(slots=True, eq=False)
@@ -300,7 +304,15 @@ class Client:
             start: a sequence, a time (aware datetime), "all", or "new".
             subject: filter with NATS wildcards.
             follow: go on with new ones; otherwise end at what is there now.
+
+        Raises:
+            InvalidRequest: there is no such stream, or the filter is no subject.
         """
+        if stream not in READABLE:
+            known = ", ".join(READABLE)
+            raise InvalidRequest(f"there is no stream {stream!r}, only {known}", field="stream")
+        if subject and not SUBJECT.fullmatch(subject):
+            raise InvalidRequest(f"{subject!r} is not a NATS subject", field="subject")
         reader = LogReader(
             self.connection, stream, (subject,) if subject else (), start=start, follow=follow
         )

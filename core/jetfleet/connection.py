@@ -241,21 +241,24 @@ class Connection:
     # -- asking
 
     async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
-        """One request, one reply.
+        """One request, one reply: its body.
 
         Raises:
             NoResponders: nobody listens.
             BrokerUnavailable: no reply in time.
         """
+        return bytes((await self.ask(subject, body, timeout_s)).data)
+
+    async def ask(self, subject: str, body: bytes = b"", timeout_s: float = 5.0) -> Msg:
+        """One request, one reply: the whole message. Raises as ``request`` does."""
         try:
-            reply = await self.nats.request(subject, body, timeout=timeout_s)
+            return await self.nats.request(subject, body, timeout=timeout_s)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"nobody answers {subject}") from error
         except (TimeoutError, nats.errors.Error) as error:
             raise BrokerUnavailable(
                 f"no answer to {subject} within {timeout_s} s: {error}"
             ) from error
-        return bytes(reply.data)
 
     async def api(
         self, verb: str, body: Mapping[str, Any] | None = None, timeout_s: float = 5.0

@@ -25,7 +25,10 @@ JetfleetError
 │   └── InvocationExpired
 ├── OutcomePending          no outcome yet after the time given; the invocation goes on
 ├── MissingExtra            an optional package is not installed
-└── StartupError            a process cannot start: port taken, second start, bad settings
+├── StartupError            a process cannot start: port taken, second start, bad settings
+├── ApiError                JetStream refused a request
+│   └── WrongSequence         somebody else wrote first
+└── NoResponders            nobody answers a request
 """
 
 from __future__ import annotations

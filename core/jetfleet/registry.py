@@ -254,8 +254,8 @@ class Registry:
 
     async def _last_seq(self, guard: str) -> int:
         """The stream sequence of the last message on a subject filter; 0 when there is none."""
-        reply = await self.connection.nats.request(
-            f"$JS.API.DIRECT.GET.{REGISTRY}", b'{"last_by_subj":"%s"}' % guard.encode(), timeout=5
+        reply = await self.connection.ask(
+            f"$JS.API.DIRECT.GET.{REGISTRY}", b'{"last_by_subj":"%s"}' % guard.encode()
         )
         return int((reply.headers or {}).get("Nats-Sequence", 0))
 

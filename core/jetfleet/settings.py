@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jetfleet.specs import Name
+
 DEFAULT_DATA_DIR = Path(".jetfleet")
 
 
@@ -17,7 +19,7 @@ class Settings(BaseSettings):
 
     nats_url: str = Field("nats://127.0.0.1:4222", description="nats://, tls://, ws:// or wss://")
     credentials: Path | None = Field(None, description=".creds file of the role or worker")
-    tenant: str = "default"
+    tenant: Name = "default"
     data_dir: Path = Field(DEFAULT_DATA_DIR, description="one folder holds all data of `up`")
     shards: int = Field(4, ge=1, le=1024, description="queue shards; fixed for an installation")
     stream_replicas: int = Field(1, ge=1, le=5, description="of the log's streams; 3 in a cluster")

@@ -91,7 +91,7 @@ class ModelSpec(Frozen):
             raise ValueError(
                 "the function contract needs function: file.py:function, not a command"
             )
-        if self.function is not None and not re.match(r"^.+\.py:[A-Za-z_]\w*$", self.function):
+        if self.function is not None and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.function):
             raise ValueError(f"function must look like file.py:function, got {self.function!r}")
         if self.contract is not ContractName.FUNCTION and self.function is not None:
             raise ValueError(

@@ -19,7 +19,7 @@ NAME = re.compile(NAME_PATTERN)
 
 def is_name(token: str) -> bool:
     """Whether a token can stand in a subject as the name of a tenant, model, job or worker."""
-    return len(token) <= 63 and NAME.match(token) is not None
+    return len(token) <= 63 and NAME.fullmatch(token) is not None
 
 
 def shard_of(job: str, shards: int) -> int:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 
 from jetfleet import blobs, subjects
 from jetfleet.clock import new_id
-from jetfleet.connection import Connection
+from jetfleet.connection import Connection, Stored
 from jetfleet.errors import (
     BrokerUnavailable,
     IdempotencyMismatch,
@@ -56,13 +56,18 @@ class Gauge:
     """An estimate of a job's unfinished invocations: the last look plus what we added since.
 
     ``recent``: log positions of what we added and the queue, which follows the log within a
-    millisecond, may not have shown yet.
+    millisecond, may not have shown yet. ``adding``: what is on its way into the log.
     """
 
-    depth: int = 0
+    seen: int = 0
     recent: deque[int] = field(default_factory=deque)
+    adding: int = 0
     looked_at: float = float("-inf")
     looking: bool = False
+
+    @property
+    def depth(self) -> int:
+        return self.seen + len(self.recent) + self.adding
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +89,22 @@ class Submitter:
             raise BrokerUnavailable
         job = state or await self.registry.find_job(request.job)
         _check(request, job)
-        await self._check_cap(job)
+        gauge = await self._take_place(job)
+        try:
+            waiter, stored = await self._store(request, job)
+        finally:
+            gauge.adding -= 1
+        if stored.duplicate:
+            # Perhaps sent again over a reconnect: then its outcome may have come while we were cut
+            # off, and before it had the position that `recover` goes by.
+            self.outcomes.recover_soon()
+            if request.idempotency_key:
+                return await self._earlier(stored.seq, request, waiter), True
+        gauge.recent.append(stored.seq)
+        return waiter, False
+
+    async def _store(self, request: Request, job: JobState) -> tuple[Waiter, Stored]:
+        """Append the queued event."""
         waiter = self.outcomes.expect(new_id(), request.job)
         body = await self._encode(request, job, waiter.invocation)
         if request.stream:
@@ -94,29 +114,19 @@ class Submitter:
             stored = await self.connection.store(
                 subjects.queued(
                     subjects.shard_of(request.job, self.settings.shards),
-                    tenant,
+                    job.tenant,
                     request.job,
                     job.spec.priority_class,
                 ),
                 body,
-                msg_id=_key_id(tenant, request.job, key) if key else waiter.invocation,
+                msg_id=_key_id(job.tenant, request.job, key) if key else waiter.invocation,
                 trace=request.trace,
             )
         except BaseException:
             await waiter.stop()
             raise
         waiter.seq = stored.seq
-        if stored.duplicate:
-            # Perhaps sent again over a reconnect: then its outcome may have come while we were cut
-            # off, and before it had the position that `recover` goes by.
-            self.outcomes.recover_soon()
-        else:
-            gauge = self._gauges[request.job]
-            gauge.depth += 1
-            gauge.recent.append(stored.seq)
-        if key and stored.duplicate:
-            return await self._earlier(stored.seq, request, waiter), True
-        return waiter, False
+        return waiter, stored
 
     async def _encode(self, request: Request, job: JobState, invocation: str) -> bytes:
         """The queued event, its input moved to the payload store when it is big."""
@@ -127,8 +137,10 @@ class Submitter:
         except PydanticSerializationError as error:
             raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
         if len(body) <= self.settings.inline_limit:
+            if b"NaN" in body or b"Infinity" in body:  # written as such, though JSON has neither
+                _json(request.input)
             return body
-        text = blobs.to_json(request.input)
+        text = _json(request.input)
         if len(text) > self.settings.payload_limit:
             raise PayloadTooLarge(
                 f"the input is {len(text):,} bytes of JSON; "
@@ -181,8 +193,12 @@ class Submitter:
 
     # -- the queue's cap
 
-    async def _check_cap(self, job: JobState) -> None:
-        """Refuse above the job's cap, from an estimate that is checked with the broker near it."""
+    async def _take_place(self, job: JobState) -> Gauge:
+        """Count one more, or refuse above the job's cap.
+
+        Goes by an estimate that is checked with the broker near the cap. The place is taken before
+        anything is awaited, so that many submits at once cannot share the last one.
+        """
         gauge = self._gauges.setdefault(job.spec.name, Gauge())
         now = asyncio.get_running_loop().time()
         if gauge.depth >= job.spec.queue_cap or gauge.looked_at == float("-inf"):
@@ -195,6 +211,8 @@ class Submitter:
                 f"its cap is {job.spec.queue_cap:,}; try again later",
                 retry_after_s=1.0,
             )
+        gauge.adding += 1
+        return gauge
 
     async def _look(self, gauge: Gauge, job: JobState) -> None:
         gauge.looking = True
@@ -202,7 +220,7 @@ class Submitter:
             depth, position = await queue_depth(self.connection, job, self.settings.shards)
             while gauge.recent and gauge.recent[0] <= position:
                 gauge.recent.popleft()
-            gauge.depth = depth + len(gauge.recent)
+            gauge.seen = depth
             gauge.looked_at = asyncio.get_running_loop().time()
         finally:
             gauge.looking = False
@@ -247,7 +265,7 @@ def _check(request: Request, job: JobState) -> None:
                 f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
                 field=name,
             )
-    if request.trace is not None and not TRACEPARENT.match(request.trace):
+    if request.trace is not None and not TRACEPARENT.fullmatch(request.trace):
         raise InvalidRequest("trace is not a W3C traceparent", field="traceparent")
     key = request.idempotency_key
     if key is not None and not 0 < len(key) <= KEY_LIMIT:
@@ -256,9 +274,17 @@ def _check(request: Request, job: JobState) -> None:
         )
 
 
+def _json(value: Any) -> bytes:
+    """The input as JSON text. Raises InvalidRequest when it cannot be written as such."""
+    try:
+        return blobs.to_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
+
+
 def _same(before: InvocationQueued, request: Request) -> bool:
     """Whether a repeated key came with the input that it came with first."""
-    text = blobs.to_json(request.input)
+    text = _json(request.input)
     if before.data.input_ref is None:
         return bool(before.data.input == json.loads(text))
     return before.data.input_ref.sha256 == hashlib.sha256(text).hexdigest()

@@ -1,7 +1,7 @@
 """Reading a stream fast, in order and without end, from a position that the reader keeps.
 
 A short-lived pull consumer is asked with raw requests, a few at a time, while there is room; its
-messages come through ``Tap``. After a gap, a reconnect or silence the consumer is made
+messages come through ``tap``. After a gap, a reconnect or silence the consumer is made
 anew behind the last message that was taken over, so that nothing is skipped or doubled. Each time,
 the message at the position is looked at: where it is not the one that was read, the log is another
 one (made anew, or set back after a power failure), and going on would mix two histories.
@@ -16,6 +16,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from jetfleet.connection import NOT_FOUND, ApiError, Connection, NoResponders
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.streams import SECOND
 from jetfleet_projections.batches import Batch
-from jetfleet_projections.tap import Tap
+from jetfleet_projections.tap import tap
 
 logger = logging.getLogger("jetfleet.projections.feed")
 
@@ -82,7 +83,7 @@ class Feed:
     _enough: int = 1  # messages that wake who waits
     _consumer: str = ""
     _handle: Any = None
-    _tap: Tap | None = None
+    _untap: Callable[[], None] = lambda: None
     _broken: bool = True
     _heard: float = 0.0
     _opened: float = float("-inf")
@@ -197,9 +198,7 @@ class Feed:
         client, name = self.connection.nats, f"p{secrets.token_hex(8)}"
         inbox = f"{access.inbox(self.connection.user)}.{name}"
         self._handle = await client.subscribe(inbox, cb=self._on_untapped)
-        self._tap = Tap.on(client)
-        if self._tap is not None:  # else it works without, slower
-            self._tap.sinks[str(self._handle._id).encode()] = self._on_message
+        self._untap = tap(client, self._handle._id, self._on_message)
         answer = await self.connection.api(
             f"CONSUMER.CREATE.{self.stream}.{name}",
             {
@@ -247,8 +246,7 @@ class Feed:
         consumer, self._consumer = self._consumer, ""
         if handle is None:
             return
-        if self._tap is not None:
-            self._tap.sinks.pop(str(handle._id).encode(), None)
+        self._untap()
         if self.connection.connected:
             try:
                 await handle.unsubscribe()
@@ -256,7 +254,7 @@ class Feed:
                     await self.connection.publish(
                         f"$JS.API.CONSUMER.DELETE.{self.stream}.{consumer}", b""
                     )
-            except Exception as error:  # noqa: BLE001 - it ends by itself after a minute
+            except Exception as error:
                 logger.debug("%s: consumer %s is left to end: %s", self.stream, consumer, error)
 
     async def _ask(self) -> None:

@@ -162,7 +162,9 @@ class Folder:
 
     def sift(self, staged: Staged) -> None:
         """Set aside what speaks of invocations that were never queued; changes no row yet."""
-        self.connection.execute(f"SET search_path = '\"{self._path}\".main,scratch.slot{staged.slot}'")
+        self.connection.execute(
+            f"SET search_path = '\"{self._path}\".main,scratch.slot{staged.slot}'"
+        )
         if staged.batch.stream != INVOCATIONS:
             return
         self._run("invocations.sql", "create_folded")

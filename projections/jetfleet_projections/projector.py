@@ -160,7 +160,7 @@ class Projector:
                 aside = await _in(self._writer, lambda: self.warehouse.commit(staged))
                 break
             except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-                logger.error("%s: cannot write, trying again: %s", batch.stream, error)  # noqa: TRY400 - it repeats
+                logger.error("%s: cannot write, trying again: %s", batch.stream, error)
                 await asyncio.sleep(RETRY_S)
         self._slots.release()
         took = time.perf_counter() - began

@@ -72,9 +72,7 @@ async def _serve(
     stopping: asyncio.Task[bool],
 ) -> None:
     projector = Projector(connection, warehouse)
-    sandbox = Sandbox(
-        settings.data_dir / "copies", lambda: warehouse.commits, projector.copy
-    )
+    sandbox = Sandbox(settings.data_dir / "copies", lambda: warehouse.commits, projector.copy)
     service = Service(connection, projector, sandbox)
     following = asyncio.create_task(projector.run())
     try:

@@ -86,7 +86,9 @@ class Sandbox:
             finished = True
         except TimeoutError:
             answer = [
-                failure("query_failed", f"stopped after {self.deadline_s:g} s; ask for less at once")
+                failure(
+                    "query_failed", f"stopped after {self.deadline_s:g} s; ask for less at once"
+                )
             ]
         except (asyncio.IncompleteReadError, ConnectionError):
             answer = [failure("query_failed", "the query ended its process: too much memory?")]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +100,8 @@ class Service:
         try:
             for page in answer:
                 await self.connection.publish(reply, page)
+                if len(answer) > 1:
+                    await self.connection.flush()  # the connection buffers 2 MB
         except BrokerUnavailable as error:
             logger.info("an answer is lost: %s", error)
 
@@ -180,7 +184,7 @@ def bind(query: statements.Statement, given: Any) -> dict[str, Any]:
             if parameter.required:
                 raise Rejected(f"{query.name} needs {parameter.name}")
             value = parameter.default
-        elif not isinstance(value, int if parameter.type == "BIGINT" else str):
+        elif not _IS[parameter.type](value):
             raise Rejected(f"{parameter.name} must be {_KINDS[parameter.type]}, got {value!r}")
         if parameter.name == "limit":
             value = max(0, min(value, MOST_ROWS))
@@ -189,3 +193,9 @@ def bind(query: statements.Statement, given: Any) -> dict[str, Any]:
 
 
 _KINDS = {"BIGINT": "a number", "VARCHAR": "text", "UUID": "a UUID"}
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_IS: dict[str, Callable[[Any], bool]] = {
+    "BIGINT": lambda value: isinstance(value, int) and abs(value) < 2**63,
+    "VARCHAR": lambda value: isinstance(value, str),
+    "UUID": lambda value: isinstance(value, str) and bool(_UUID.fullmatch(value)),
+}

@@ -22,17 +22,23 @@ class Refused(ValueError):
 
 
 _EXPRESSIONS = frozenset(
-    "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF "
-    "OPERATOR POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW".split()
+    """
+    BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF
+    OPERATOR POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
+    """.split()
 )
 _NODES = frozenset(
     # queries and what modifies them
-    "SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE LIMIT_MODIFIER ORDER_MODIFIER "
-    "DISTINCT_MODIFIER LIMIT_PERCENT_MODIFIER ORDER_DEFAULT ASCENDING DESCENDING "
+    """
+    SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE LIMIT_MODIFIER ORDER_MODIFIER
+    DISTINCT_MODIFIER LIMIT_PERCENT_MODIFIER ORDER_DEFAULT ASCENDING DESCENDING
+    """
     # what stands in FROM
-    "BASE_TABLE EMPTY EXPRESSION_LIST JOIN PIVOT SHOW_REF SUBQUERY TABLE_FUNCTION".split()
+    """
+    BASE_TABLE EMPTY EXPRESSION_LIST JOIN PIVOT SHOW_REF SUBQUERY TABLE_FUNCTION
+    """.split()
 )
-_TABLE_FUNCTIONS = frozenset("generate_series json_each json_tree range unnest".split())
+_TABLE_FUNCTIONS = frozenset(["generate_series", "json_each", "json_tree", "range", "unnest"])
 _FUNCTIONS = frozenset(
     # operators
     """
@@ -40,45 +46,49 @@ _FUNCTIONS = frozenset(
     """
     # numbers
     """
-    abs acos add asin atan atan2 bit_count cbrt ceil ceiling cos cot degrees divide even exp factorial
-    fdiv floor fmod gcd greatest isfinite isinf isnan lcm least ln log log10 log2 mod multiply pi pow
-    power radians random round round_even sign signbit sin sqrt subtract tan trunc
+    abs acos add asin atan atan2 bit_count cbrt ceil ceiling cos cot degrees divide even exp
+    factorial fdiv floor fmod gcd greatest isfinite isinf isnan lcm least ln log log10 log2 mod
+    multiply pi pow power radians random round round_even sign signbit sin sqrt subtract tan
+    trunc
     """
     # text
     """
-    ascii bar base64 char_length character_length chr concat concat_ws contains damerau_levenshtein
-    decode encode ends_with format formatreadablesize from_base64 from_hex hash hex instr jaccard
-    jaro_similarity jaro_winkler_similarity lcase left len length levenshtein lower lpad ltrim md5
-    octet_length ord position prefix printf regexp_escape regexp_extract regexp_extract_all
-    regexp_full_match regexp_matches regexp_replace regexp_split_to_array repeat replace reverse right
-    rpad rtrim sha1 sha256 split split_part starts_with str_split string_split string_to_array
-    strip_accents strlen strpos substr substring suffix to_base64 to_hex translate trim ucase unhex
-    unicode upper url_decode url_encode
+    ascii bar base64 char_length character_length chr concat concat_ws contains
+    damerau_levenshtein decode encode ends_with format formatreadablesize from_base64 from_hex
+    hash hex instr jaccard jaro_similarity jaro_winkler_similarity lcase left len length
+    levenshtein lower lpad ltrim md5 octet_length ord position prefix printf regexp_escape
+    regexp_extract regexp_extract_all regexp_full_match regexp_matches regexp_replace
+    regexp_split_to_array repeat replace reverse right rpad rtrim sha1 sha256 split split_part
+    starts_with str_split string_split string_to_array strip_accents strlen strpos substr
+    substring suffix to_base64 to_hex translate trim ucase unhex unicode upper url_decode
+    url_encode
     """
     # time
     """
-    age century current_date current_localtimestamp date_add date_diff date_part date_sub date_trunc
-    datediff datepart datesub datetrunc day dayname dayofmonth dayofweek dayofyear decade epoch epoch_ms
-    epoch_ns epoch_us era hour isodow isoyear last_day make_date make_time make_timestamp
-    make_timestamp_ms make_timestamp_ns microsecond millennium millisecond minute month monthname now
-    quarter second strftime strptime time_bucket to_days to_hours to_microseconds to_milliseconds
-    to_minutes to_months to_seconds to_weeks to_years today try_strptime week weekday weekofyear year
-    yearweek
+    age century current_date current_localtimestamp date_add date_diff date_part date_sub
+    date_trunc datediff datepart datesub datetrunc day dayname dayofmonth dayofweek dayofyear
+    decade epoch epoch_ms epoch_ns epoch_us era hour isodow isoyear last_day make_date make_time
+    make_timestamp make_timestamp_ms make_timestamp_ns microsecond millennium millisecond minute
+    month monthname now quarter second strftime strptime time_bucket to_days to_hours
+    to_microseconds to_milliseconds to_minutes to_months to_seconds to_weeks to_years today
+    try_strptime week weekday weekofyear year yearweek
     """
     # JSON, lists, structs, maps, identifiers
     """
-    apply array_agg array_append array_concat array_contains array_distinct array_extract array_filter
-    array_has array_length array_position array_slice array_sort array_to_json array_to_string
-    array_transform cardinality element_at filter flatten from_json generate_series json json_array
-    json_array_length json_contains json_exists json_extract json_extract_path json_extract_path_text
-    json_extract_string json_group_array json_group_object json_keys json_merge_patch json_object
-    json_pretty json_quote json_structure json_transform json_type json_valid json_value list_aggregate
-    list_any_value list_append list_apply list_avg list_concat list_contains list_count list_distinct
-    list_element list_extract list_filter list_has list_has_all list_has_any list_intersect list_max
-    list_median list_min list_pack list_position list_reduce list_reverse list_reverse_sort list_select
-    list_slice list_sort list_sum list_transform list_unique list_value list_zip map map_entries
-    map_extract map_from_entries map_keys map_values range row row_to_json struct_extract struct_insert
-    struct_pack to_json typeof unnest uuid_extract_timestamp uuid_extract_version
+    apply array_agg array_append array_concat array_contains array_distinct array_extract
+    array_filter array_has array_length array_position array_slice array_sort array_to_json
+    array_to_string array_transform cardinality element_at filter flatten from_json
+    generate_series json json_array json_array_length json_each json_tree json_contains
+    json_exists json_extract json_extract_path json_extract_path_text json_extract_string
+    json_group_array json_group_object json_keys json_merge_patch json_object json_pretty
+    json_quote json_structure json_transform json_type json_valid json_value list_aggregate
+    list_any_value list_append list_apply list_avg list_concat list_contains list_count
+    list_distinct list_element list_extract list_filter list_has list_has_all list_has_any
+    list_intersect list_max list_median list_min list_pack list_position list_reduce
+    list_reverse list_reverse_sort list_select list_slice list_sort list_sum list_transform
+    list_unique list_value list_zip map map_entries map_extract map_from_entries map_keys
+    map_values range row row_to_json struct_extract struct_insert struct_pack to_json typeof
+    unnest uuid_extract_timestamp uuid_extract_version
     """
     # conditions
     """
@@ -86,13 +96,14 @@ _FUNCTIONS = frozenset(
     """
     # aggregates and windows
     """
-    any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null arg_min
-    arg_min_null argmax argmin avg bit_and bit_or bit_xor bool_and bool_or corr count count_if
-    count_star countif covar_pop covar_samp cume_dist dense_rank entropy favg first first_value fsum
-    geomean group_concat histogram kurtosis lag last last_value lead list listagg mad max max_by mean
-    median min min_by mode nth_value ntile percent_rank product quantile quantile_cont quantile_disc
-    rank rank_dense regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope row_number
-    skewness stddev stddev_pop stddev_samp string_agg sum sumkahan var_pop var_samp variance
+    any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null
+    arg_min arg_min_null argmax argmin avg bit_and bit_or bit_xor bool_and bool_or corr count
+    count_if count_star countif covar_pop covar_samp cume_dist dense_rank entropy favg first
+    first_value fsum geomean group_concat histogram kurtosis lag last last_value lead list
+    listagg mad max max_by mean median min min_by mode nth_value ntile percent_rank product
+    quantile quantile_cont quantile_disc rank rank_dense regr_avgx regr_avgy regr_count
+    regr_intercept regr_r2 regr_slope row_number skewness stddev stddev_pop stddev_samp
+    string_agg sum sumkahan var_pop var_samp variance
     """.split()
 )
 
@@ -169,7 +180,9 @@ class _Guard:
         if kind == "SHOW_REF" and node["query"] is None and node["table_name"] != '"tables"':
             raise Refused("of SHOW, only SHOW TABLES and DESCRIBE are answered")
         if kind == "TABLE_FUNCTION" and node["function"]["function_name"] not in _TABLE_FUNCTIONS:
-            raise Refused(f"the function {node['function']['function_name']} is not allowed in FROM")
+            raise Refused(
+                f"the function {node['function']['function_name']} is not allowed in FROM"
+            )
         if kind is None and "info_type" in node:
             raise Refused("only SELECT is answered")
 

@@ -20,7 +20,7 @@ from jetfleet_projections.agreement import disagreement, verb_of
 Row = tuple[Any, ...]
 _COLUMNS_OF_INVOCATIONS = 15
 _LARGEST = 2**63 - 1
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the tables hold UTC without saying so
+_EPOCH = datetime(1970, 1, 1)
 _UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DATA = b',"data":'
 # The attributes in the order of core's `encode` or of its `compose`, none of them with an escape:

@@ -27,7 +27,14 @@ logger = logging.getLogger("jetfleet.projections.warehouse")
 
 STREAMS = (REGISTRY, INVOCATIONS, FLEET)
 FILE = "warehouse.duckdb"
-_SQL_FILES = ("schema.sql", "staging.sql", "invocations.sql", "registry.sql", "fleet.sql", "commit.sql")
+_SQL_FILES = (
+    "schema.sql",
+    "staging.sql",
+    "invocations.sql",
+    "registry.sql",
+    "fleet.sql",
+    "commit.sql",
+)
 _SETTINGS = {
     "wal_autocheckpoint": "256MB",  # slowest commits 14 instead of 77 ms (measured)
     "threads": 1,

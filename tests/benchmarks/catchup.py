@@ -66,11 +66,19 @@ def invocation(chance: random.Random, number: int, shards: int) -> Iterator[Mess
         compose(InvocationQueued, envelope, queued),
         one,
     )
-    facts = {"invocation": one, "job": job, "worker": worker, "replica": f"r{number % 32}", "attempt": 1}
+    facts = {
+        "invocation": one,
+        "job": job,
+        "worker": worker,
+        "replica": f"r{number % 32}",
+        "attempt": 1,
+    }
     cause = {"causationid": envelope["id"]}
     yield (
         subjects.started(shard, "default", job, worker),
-        compose(InvocationStarted, {**stamp("default", correlation=one, trace=TRACE), **cause}, facts),
+        compose(
+            InvocationStarted, {**stamp("default", correlation=one, trace=TRACE), **cause}, facts
+        ),
         None,
     )
     facts |= {"run_s": chance.expovariate(8), "chunks": 0}

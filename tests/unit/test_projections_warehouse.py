@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 import pytest
+
 from jetfleet.errors import StartupError
 from jetfleet.events import decode
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY

@@ -14,7 +14,7 @@ from jetfleet import subjects
 from jetfleet.subjects import ANY
 from nats_rules import matches, overlap
 
-NAMES = st.from_regex(subjects.NAME_PATTERN.replace("$", r"\Z")).filter(lambda n: len(n) <= 63)
+NAMES = st.text("ab0-_", min_size=1, max_size=8).filter(subjects.is_name)
 # Every function that makes a subject of the wire (those of streams and consumers make names).
 MAKERS = [
     function

@@ -1,0 +1,534 @@
+"""The client against a real broker, with a conductor and agents in the same loop, no projector."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from conftest import settings_for
+from inprocess import conducting, declare, depth, queue_of, working
+from jetfleet import subjects
+from jetfleet.client import Client
+from jetfleet.clock import new_id
+from jetfleet.errors import (
+    BrokerUnavailable,
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    InvocationCancelled,
+    InvocationExpired,
+    InvocationFailed,
+    InvocationNotFound,
+    JobDisabled,
+    JobNotFound,
+    OutcomePending,
+    PayloadTooLarge,
+    QueryUnavailable,
+    QueueFull,
+)
+from jetfleet.events import InvocationCompleted, InvocationQueued, InvocationStarted
+from jetfleet.server import Broker
+from jetfleet.settings import Settings
+from stack import started
+
+pytestmark = pytest.mark.anyio
+WAIT = 30.0
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    async with await Client.connect(settings) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def fleet(settings: Settings) -> AsyncIterator[None]:
+    """Somebody who places, and somebody who works."""
+    async with conducting(settings), working(settings):
+        yield
+
+
+async def log_length(client: Client) -> int:
+    info = await client.connection.api("STREAM.INFO.INVOCATIONS")
+    return int(info["state"]["last_seq"])
+
+
+async def emptied(client: Client, settings: Settings, job: str = "echo") -> None:
+    """Return when the queue is empty; what is in it leaves right behind its outcome."""
+    async with asyncio.timeout(WAIT):
+        while await depth(client.connection, queue_of(job, settings)):
+            await asyncio.sleep(0.02)
+
+
+# -- one invocation, end to end
+
+
+async def test_what_is_submitted_is_run_and_its_outcome_heard(client, fleet):
+    await declare(client)
+    handle = await client.submit("echo", {"a": None, "b": [1, 2.5, "é"]}, trace=TRACE)
+    outcome = await handle.outcome(WAIT)
+    assert isinstance(outcome, InvocationCompleted)
+    assert await handle.output() == {"a": None, "b": [1, 2.5, "é"]}
+    assert outcome.data.worker == "w1"
+    assert outcome.traceparent == TRACE
+    assert outcome.correlationid == handle.invocation
+
+    kinds = [r.event async for r in client.events() if r.event is not None]
+    mine = [e for e in kinds if e.correlationid == handle.invocation]
+    assert [type(e) for e in mine] == [InvocationQueued, InvocationStarted, InvocationCompleted]
+    assert mine[1].causationid == mine[2].causationid == mine[0].id
+
+
+async def test_run_returns_what_the_model_returned_or_raises_what_it_ended_with(client, fleet):
+    await declare(client)
+    await declare(client, "act", behaves="act")
+    assert await client.run("echo", None, wait_s=WAIT) is None
+    with pytest.raises(InvocationFailed, match="model_error") as caught:
+        await client.run("act", "raise", wait_s=WAIT)
+    assert caught.value.outcome.data.error.code == "model_error"
+    assert "KeyError" in caught.value.outcome.data.error.detail
+
+
+async def test_chunks_come_as_they_are_made_and_the_output_holds_them_all(client, fleet):
+    await declare(client, "count", behaves="count")
+    handle = await client.submit("count", {"to": 5}, stream=True)
+    assert [chunk async for chunk in handle.chunks()] == [0, 1, 2, 3, 4]
+    assert await handle.output(WAIT) == [0, 1, 2, 3, 4]
+    assert (await handle.outcome()).data.chunks == 5
+
+
+async def test_big_inputs_and_outputs_travel_whole_and_outside_the_event(client, fleet):
+    await declare(client)
+    value = {"text": "é" * 700_000, "none": None}
+    handle = await client.submit("echo", value)
+    outcome = await handle.outcome(WAIT)
+    assert outcome.data.output is None
+    assert outcome.data.output_ref.pieces > 1
+    assert await handle.output() == value
+    queued = [r async for r in client.events(start=handle.seq) if r.seq == handle.seq][0]
+    assert len(queued.body) < 1500
+
+
+async def test_an_invocation_is_found_by_its_id_from_the_log_alone(client, settings, fleet):
+    await declare(client)
+    handle = await client.submit("echo", 1)
+    await handle.outcome(WAIT)
+    async with await Client.connect(settings, role="gateway") as other:
+        view = await other.find(handle.invocation)
+        assert (view.state, view.job, view.worker) == ("completed", "echo", "w1")
+        assert view.queued_seq == handle.seq
+        assert (await other.outcome(handle.invocation)).data.output == 1
+
+
+async def test_what_was_just_submitted_is_found_at_once(client):
+    await declare(client)
+    for n in range(5):
+        handle = await client.submit("echo", n)
+        assert (await client.find(handle.invocation)).state == "queued"
+
+
+async def test_another_client_may_wait_for_an_outcome_by_id(client, settings, fleet):
+    await declare(client, "count", behaves="count")
+    handle = await client.submit("count", {"to": 3}, stream=True)
+    async with await Client.connect(settings, role="gateway") as other:
+        outcome = await other.outcome(handle.invocation, WAIT)
+        assert await other.output(outcome) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("wrong", ["", "nothing", "a b", "x\r\ny", "*", new_id(), new_id().upper()])
+async def test_an_id_that_is_not_in_the_log_is_not_found(client, wrong):
+    with pytest.raises(InvocationNotFound):
+        await client.find(wrong)
+    with pytest.raises(InvocationNotFound):
+        await client.cancel(wrong)
+
+
+async def test_an_invocation_of_another_tenant_is_not_found(client, settings, broker):
+    await declare(client)
+    handle = await client.submit("echo", 1)
+    async with await Client.connect(settings_for(broker, tenant="rival")) as rival:
+        with pytest.raises(InvocationNotFound):
+            await rival.find(handle.invocation)
+        with pytest.raises(JobNotFound):
+            await rival.submit("echo", 1)
+
+
+async def test_waiting_longer_than_one_wants_leaves_the_invocation_going(client):
+    await declare(client)
+    handle = await client.submit("echo", 1)
+    with pytest.raises(OutcomePending) as caught:
+        await handle.outcome(0.05)
+    assert caught.value.invocation == handle.invocation
+    assert (await client.find(handle.invocation)).state == "queued"
+
+
+async def test_without_a_projector_a_query_says_so(client):
+    with pytest.raises(QueryUnavailable):
+        await client.sql("select 1")
+
+
+# -- cancelling
+
+
+async def test_a_queued_invocation_is_cancelled_without_being_run(client, settings):
+    await declare(client)
+    async with conducting(settings):  # and nobody who works
+        handle = await client.submit("echo", 1)
+        view = await client.cancel(handle.invocation, "changed my mind")
+        assert view.state == "cancelled"
+        with pytest.raises(InvocationCancelled, match="changed my mind"):
+            await handle.output(WAIT)
+        with pytest.raises(Conflict, match="ended already"):
+            await client.cancel(handle.invocation)
+        await emptied(client, settings)
+
+
+async def test_a_running_invocation_is_cancelled_and_its_worker_serves_on(client, fleet):
+    await declare(client, "act", behaves="act")
+    handle = await client.submit("act", "hang")
+    await started(client, handle.invocation)
+    assert (await client.cancel(handle.invocation, "enough")).state == "cancelled"
+    with pytest.raises(InvocationCancelled, match="enough"):
+        await handle.output(WAIT)
+    assert await client.run("act", "fine", wait_s=WAIT) == "fine"
+
+
+# -- idempotency
+
+
+async def test_the_same_key_with_the_same_input_is_the_same_invocation(client, settings):
+    await declare(client)
+    first = await client.submit("echo", {"a": [1]}, idempotency_key="k 1\r\n")
+    again = await client.submit("echo", {"a": [1]}, idempotency_key="k 1\r\n")
+    assert again.invocation == first.invocation
+    assert (first.duplicate, again.duplicate) == (False, True)
+    async with await Client.connect(settings, role="gateway") as other:
+        third = await other.submit("echo", {"a": [1]}, idempotency_key="k 1\r\n")
+        assert (third.invocation, third.duplicate) == (first.invocation, True)
+    assert await log_length(client) == 1
+
+
+async def test_the_same_key_with_another_input_is_refused_by_any_client(client, settings):
+    await declare(client)
+    await client.submit("echo", 1, idempotency_key="k")
+    with pytest.raises(IdempotencyMismatch):
+        await client.submit("echo", 2, idempotency_key="k")
+    async with await Client.connect(settings, role="gateway") as other:
+        with pytest.raises(IdempotencyMismatch):
+            await other.submit("echo", 2, idempotency_key="k")
+    assert await log_length(client) == 1
+
+
+async def test_the_same_key_on_another_job_is_another_invocation(client):
+    await declare(client)
+    await declare(client, "other")
+    first = await client.submit("echo", 1, idempotency_key="k")
+    second = await client.submit("other", 2, idempotency_key="k")
+    assert first.invocation != second.invocation
+
+
+async def test_a_key_with_a_big_input_is_compared_by_its_digest(client):
+    await declare(client)
+    big = "x" * 300_000
+    first = await client.submit("echo", big, idempotency_key="k")
+    assert (await client.submit("echo", big, idempotency_key="k")).invocation == first.invocation
+    with pytest.raises(IdempotencyMismatch):
+        await client.submit("echo", big[:-1] + "y", idempotency_key="k")
+
+
+async def test_every_holder_of_a_key_hears_the_one_outcome(client, settings):
+    await declare(client)
+    async with await Client.connect(settings, role="gateway") as other:
+        handles = await asyncio.gather(
+            *(c.submit("echo", 7, idempotency_key="k") for c in (client, other, client, other))
+        )
+        assert len({h.invocation for h in handles}) == 1
+        async with conducting(settings), working(settings):
+            outcomes = await asyncio.gather(*(h.outcome(WAIT) for h in handles))
+        assert len({o.id for o in outcomes}) == 1
+
+
+# -- refused, and nothing is left behind
+
+
+async def test_a_full_queue_refuses_exactly_above_its_cap(client):
+    await declare(client, queue_cap=25)
+    results = await asyncio.gather(
+        *(client.submit("echo", n) for n in range(40)), return_exceptions=True
+    )
+    refused = [r for r in results if isinstance(r, QueueFull)]
+    assert len(refused) == 15
+    assert refused[0].retry_after_s > 0
+    assert await log_length(client) == 25
+
+
+async def test_a_queue_that_drains_takes_work_again(client, settings):
+    await declare(client, queue_cap=3)
+    handles = [await client.submit("echo", n) for n in range(3)]
+    with pytest.raises(QueueFull):
+        await client.submit("echo", 4)
+    async with conducting(settings), working(settings):
+        await asyncio.gather(*(h.outcome(WAIT) for h in handles))
+        await emptied(client, settings)
+        assert await client.run("echo", 5, wait_s=WAIT) == 5
+
+
+@pytest.mark.parametrize("name", ["missing", "", "a b", "a.b", "echo\n", "echo\r\nPUB x 0", "*", ">"])
+async def test_an_unknown_job_is_not_found(client, name):
+    await declare(client)
+    with pytest.raises(JobNotFound):
+        await client.submit(name, 1)
+    assert await log_length(client) == 0
+    assert client.connected
+
+
+async def test_a_disabled_job_refuses_until_it_is_enabled(client):
+    await declare(client)
+    await client.disable_job("echo", "maintenance")
+    with pytest.raises(JobDisabled):
+        await client.submit("echo", 1)
+    assert await log_length(client) == 0
+    await client.enable_job("echo")
+    await client.submit("echo", 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "field"),
+    [
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": -1}, "timeout_s"),
+        ({"timeout_s": 30.1}, "timeout_s"),
+        ({"timeout_s": math.nan}, "timeout_s"),
+        ({"timeout_s": math.inf}, "timeout_s"),
+        ({"ttl_s": 0}, "ttl_s"),
+        ({"ttl_s": 61}, "ttl_s"),
+        ({"ttl_s": math.nan}, "ttl_s"),
+        ({"idempotency_key": ""}, "Idempotency-Key"),
+        ({"idempotency_key": "k" * 256}, "Idempotency-Key"),
+        ({"trace": "x"}, "traceparent"),
+        ({"trace": TRACE + "\r\nNats-Msg-Id: x"}, "traceparent"),
+        ({"trace": TRACE + "\n"}, "traceparent"),
+    ],
+)
+async def test_limits_and_keys_out_of_bounds_are_refused_with_the_field_named(
+    client, limits, field
+):
+    await declare(client, queue_ttl_s=60)
+    with pytest.raises(InvalidRequest) as caught:
+        await client.submit("echo", 1, **limits)
+    assert caught.value.field == field
+    assert await log_length(client) == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, {"a": [math.inf]}, object(), "\ud800", {"a": object()}, "x" * 200_000 + "\ud800",
+     [math.nan] * 100_000],
+    ids=["nan", "inf", "object", "surrogate", "nested", "big surrogate", "big nan"],
+)  # fmt: skip
+async def test_an_input_that_is_not_json_is_refused(client, value):
+    await declare(client)
+    with pytest.raises(InvalidRequest) as caught:
+        await client.submit("echo", value)
+    assert caught.value.field == "input"
+    assert await log_length(client) == 0
+
+
+async def test_words_that_only_look_like_numbers_json_lacks_are_fine(client):
+    await declare(client)
+    await client.submit("echo", {"NaN": "Infinity"})
+    assert await log_length(client) == 1
+
+
+async def test_an_input_over_the_installations_limit_is_refused(client, broker):
+    await declare(client)
+    async with await Client.connect(settings_for(broker, payload_limit=300_000)) as small:
+        with pytest.raises(PayloadTooLarge, match="300,000"):
+            await small.submit("echo", "x" * 300_000)
+        await small.submit("echo", "x" * 290_000)
+    assert await log_length(client) == 1
+
+
+async def test_limits_given_with_a_request_are_in_its_event(client):
+    await declare(client)
+    before = datetime.now(UTC)
+    handle = await client.submit("echo", 1, timeout_s=2, ttl_s=5)
+    event = [r.event async for r in client.events(start=handle.seq)][0]
+    assert event.data.timeout_s == 2
+    assert timedelta(0) <= event.data.expires_at - before - timedelta(seconds=5)
+    assert event.data.expires_at - before < timedelta(seconds=6)
+
+
+async def test_what_nobody_starts_before_its_time_expires(client, settings):
+    await declare(client)
+    async with conducting(settings):
+        handle = await client.submit("echo", 1, ttl_s=0.2)
+        with pytest.raises(InvocationExpired):
+            await handle.output(WAIT)
+        await emptied(client, settings)
+
+
+async def test_a_run_longer_than_its_timeout_fails(client, fleet):
+    await declare(client, "act", behaves="act")
+    with pytest.raises(InvocationFailed, match="timeout"):
+        await client.run("act", "hang", timeout_s=0.3, wait_s=WAIT)
+    assert await client.run("act", "fine", wait_s=WAIT) == "fine"
+
+
+async def test_without_a_broker_a_submit_is_refused_at_once(client, broker):
+    await declare(client)
+    broker.kill()
+    async with asyncio.timeout(WAIT):
+        while client.connected:
+            await asyncio.sleep(0.01)
+    with pytest.raises(BrokerUnavailable):
+        await client.submit("echo", 1)
+    with pytest.raises(QueryUnavailable):
+        await client.sql("select 1")
+    assert client.registry.job("default", "echo") is not None  # reading goes on
+
+
+async def test_connecting_to_nobody_ends_in_words(broker, monkeypatch):
+    monkeypatch.setattr("jetfleet.client.CONNECT_S", 0.5)
+    with pytest.raises(BrokerUnavailable, match="no broker answers"):
+        await Client.connect(settings_for(broker, nats_url="nats://127.0.0.1:1"))
+    with pytest.raises(BrokerUnavailable, match="no credentials"):
+        await Client.connect(settings_for(broker, data_dir=broker.data_dir / "nowhere"))
+
+
+# -- reading the log
+
+
+async def test_events_are_read_from_a_position_and_by_subject(client):
+    await declare(client)
+    await declare(client, "other")
+    for n in range(3):
+        await client.submit("echo", n)
+        await client.submit("other", n)
+    assert [r.seq async for r in client.events(start=4)] == [4, 5, 6]
+    mine = subjects.queued("*", "default", "other", "*")
+    assert [r.event.data.job async for r in client.events(subject=mine)] == ["other"] * 3
+    registered = [r.event.type async for r in client.events("REGISTRY")]
+    assert registered == ["jetfleet.model.registered", "jetfleet.job.created"] * 2
+
+
+@pytest.mark.parametrize("bad", ["a b", "a\r\nPUB x 0\r\n", "a..b", ".", "a.", " "])
+async def test_a_filter_that_is_no_subject_is_refused_before_it_reaches_the_wire(client, bad):
+    with pytest.raises(InvalidRequest):
+        _ = [r async for r in client.events(subject=bad)]
+    assert client.connected
+
+
+@pytest.mark.parametrize("bad", ["", "NOPE", "REGISTRY X", "Q0"])
+async def test_a_stream_that_does_not_exist_is_refused_instead_of_awaited(client, bad):
+    with pytest.raises(InvalidRequest):
+        _ = [r async for r in client.events(bad)]
+
+
+async def test_a_message_that_is_not_an_event_is_shown_and_not_obeyed(client):
+    await declare(client)
+    await client.connection.store(subjects.job_event("default", "echo", "deleted"), b"{}")
+    await client.registry.sync() if client.registry.invalid else None
+    last = [r async for r in client.events("REGISTRY")][-1]
+    assert last.event is None
+    assert "not a valid event" in last.error
+    await client.submit("echo", 1)
+
+
+# -- with nothing installed but the base package
+
+BASE_ONLY = """
+    import sys
+    for name in ("duckdb", "fastapi", "aiohttp", "docker", "pynvml", "psutil", "uvicorn",
+                 "sse_starlette", "starlette", "httptools"):
+        sys.modules[name] = None
+    import asyncio, json
+    from jetfleet.client import Client
+    from jetfleet.sync import SyncClient
+
+    async def main():
+        async with await Client.connect() as client:
+            handle = await client.submit("echo", {"from": "async"})
+            return await handle.output(30)
+
+    with SyncClient.connect() as client:
+        print(json.dumps([asyncio.run(main()), client.run("echo", {"from": "sync"}, wait_s=30)]))
+    ours = [n for n in sys.modules if n.startswith("jetfleet_")]
+    assert not ours, ours
+"""
+
+
+async def test_a_service_needs_nothing_but_the_base_package_to_publish_and_await(
+    client, settings, fleet
+):
+    await declare(client)
+    environment = {
+        **os.environ,
+        "JETFLEET_NATS_URL": settings.nats_url,
+        "JETFLEET_DATA_DIR": str(settings.data_dir),
+    }
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(BASE_ONLY)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"from": "async"}, {"from": "sync"}]
+    assert not done.stderr
+
+
+def in_a_thread(work, *arguments):
+    return asyncio.to_thread(work, *arguments)
+
+
+async def test_the_blocking_client_does_what_the_async_one_does(client, settings, fleet):
+    from jetfleet.sync import SyncClient
+
+    job = await declare(client, "count", behaves="count")
+
+    def work() -> None:
+        with SyncClient.connect(settings) as blocking:
+            assert blocking.register_model(job.model).kind == "unchanged"
+            assert blocking.apply_job(job).kind == "unchanged"
+            handle = blocking.submit("count", {"to": 3}, stream=True)
+            assert list(handle.chunks()) == [0, 1, 2]
+            assert handle.output(WAIT) == [0, 1, 2]
+            assert blocking.find(handle.invocation).state == "completed"
+            assert blocking.outcome(handle.invocation).data.output == [0, 1, 2]
+            assert blocking.run("count", {"to": 1}, wait_s=WAIT) == [0]
+            assert [r.seq for r in blocking.events(start=1)][0] == 1
+            blocking.disable_job("count")
+            with pytest.raises(JobDisabled):
+                blocking.submit("count", {"to": 1})
+            blocking.enable_job("count")
+            with pytest.raises(QueryUnavailable):
+                blocking.sql("select 1")
+
+    await in_a_thread(work)
+
+
+async def test_a_broker_that_is_not_ours_is_told_from_one_without_streams(tmp_path, monkeypatch):
+    from conftest import new_broker
+
+    monkeypatch.setattr("jetfleet.client.CONNECT_S", 1.0)
+    bare: Broker = new_broker(tmp_path / "bare")
+    await bare.start()
+    try:
+        with pytest.raises(BrokerUnavailable, match="has no registry to read"):
+            await Client.connect(settings_for(bare))
+    finally:
+        await bare.stop()
