@@ -93,8 +93,10 @@ class Pull:
         A request costs the broker as much as a message. So while enough is on its way, or most
         slots are at work, a freed slot waits a moment for company.
         """
+        if self._scheduled:
+            return
         missing = self.wanted() - self._outstanding
-        if missing <= 0 or self._scheduled or missing < self._outstanding:
+        if missing <= 0 or missing < self._outstanding:
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()

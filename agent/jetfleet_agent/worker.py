@@ -110,7 +110,10 @@ class JobWorker:
         return sum(replica.spec.concurrency for replica in self.replicas if replica.serving)
 
     def _free(self) -> int:
-        return sum(replica.free for replica in self.replicas) - self.waiting
+        replicas = self.replicas
+        if len(replicas) == 1:
+            return replicas[0].free - self.waiting
+        return sum(replica.free for replica in replicas) - self.waiting
 
     def slots_changed(self) -> None:
         """Call when a replica begins or ceases to serve, or a slot is free again."""
@@ -170,11 +173,12 @@ class JobWorker:
             if done:
                 self._say(task.message, ACK)
         finally:
-            task.wait_over()
             self.tasks.pop(task.invocation, None)
             if not self.tasks:
                 self.idle.set()
-            self.slots_changed()
+            if task.waiting:  # it ended without a run, so nobody said that its slot is free
+                task.wait_over()
+                self.slots_changed()
 
     def hand_back(self, task: Task) -> None:
         """Let another worker have it, at once."""

@@ -55,8 +55,8 @@ def route(subject: str) -> Route:
     """Read a subject of INVOCATIONS; a ``Route`` of Nones when it is of no known shape.
 
     ``jf.inv.<shard>.<tenant>.<job>.queued.<class>``, ``.cancel``, ``.started.<worker>``,
-    ``.done.<origin>.<worker>``. An outcome on worker ``-`` is the gateway's or conductor's: they
-    may name who ran it, so there the subject says nothing about the worker.
+    ``.done.<origin>.<worker>``. An outcome on worker ``-`` is the gateway's or conductor's:
+    they may name who ran it, so there the subject says nothing about the worker.
     """
     tokens = subject.split(".")
     if len(tokens) < 6 or len(tokens) != _INVOCATION_TOKENS.get(tokens[5], 0):
@@ -84,7 +84,7 @@ def disagreement(stream: str, subject: str, event: AnyEvent) -> str:
 
 
 def verb_of(event_type: str) -> str:
-    """The verb in the subject of an invocation event of this type; empty: it is another event."""
+    """The verb in the subject of an invocation event of this type; empty: another event."""
     return _VERBS.get(event_type, "")
 
 

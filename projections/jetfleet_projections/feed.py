@@ -177,7 +177,7 @@ class Feed:
         self._broken = True
         self._wake.set()
 
-    # -- the consumer -------------------------------------------------------------------------------
+    # -- the consumer
 
     async def _open(self) -> None:
         """Make the consumer behind the position, waiting for the broker where needed."""

@@ -1,9 +1,9 @@
 """From a batch of raw messages to rows, in two steps that may run beside each other.
 
-``Stager`` reads messages: what is valid goes to a table ``staged``, the rest is set aside. ``Folder``
-brings the rows of the warehouse to where the staged events lead. Each has a connection of its own;
-the tables between them are in memory, one for the batch that is staged and one for the batch that
-is folded.
+``Stager`` reads messages: what is valid goes to a table ``staged``, the rest is set aside.
+``Folder`` brings the rows of the warehouse to where the staged events lead. Each has a connection
+of its own; the tables between them are in memory, one for the batch that is staged and one for the
+batch that is folded.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _FOLDS: dict[str, Sequence[str]] = {
 class Staged:
     """A batch whose valid events are in the table ``staged`` of a slot.
 
-    ``reasons``: why messages are set aside, by index in the batch. ``failed``: DuckDB could not read
-    the batch; then the table is not to be used.
+    ``reasons``: why messages are set aside, by index in the batch. ``failed``: DuckDB could not
+    read the batch; then the table is not to be used.
     """
 
     batch: Batch

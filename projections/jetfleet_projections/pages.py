@@ -39,9 +39,9 @@ def pages(
     head = f'{{"columns":{_dump(list(columns))},"position":{_dump(position)},"rows":['
     is_json = [name == "JSON" for name in types]
     parts: list[str] = []
-    size = count = total = 0
+    size = total = 0
     truncated = False
-    for row in rows:
+    for count, row in enumerate(rows):
         text = _row(row, is_json)
         if count == most or total + len(text) > TOTAL_BYTES:
             truncated = True
@@ -52,7 +52,6 @@ def pages(
         parts.append(text)
         size += len(text)
         total += len(text)
-        count += 1
     end = f'],"more":false,"truncated":{"true" if truncated else "false"}}}'
     yield f"{head}{','.join(parts)}{end}".encode()
 

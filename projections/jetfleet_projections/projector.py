@@ -7,6 +7,7 @@ together, so it goes on where it was.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import threading
@@ -141,7 +142,7 @@ class Projector:
                     continue
                 await self._slots.acquire()
                 began = time.perf_counter()
-                staged = await _in(self._stager, lambda batch=batch: self.warehouse.stage(batch))
+                staged = await _in(self._stager, functools.partial(self.warehouse.stage, batch))
                 staging = time.perf_counter() - began
                 if committing is not None:
                     await committing

@@ -21,8 +21,8 @@ logger = logging.getLogger("jetfleet.projections")
 def projector(state: State) -> None:
     """Fold the log into tables and answer questions about them.
 
-    One for each data folder, where its DuckDB file is. SIGTERM stops it, and nothing is lost when it
-    is killed; when the file is deleted, it is built anew from the log.
+    One for each data folder, where its DuckDB file is. SIGTERM stops it, and nothing is lost when
+    it is killed; when the file is deleted, it is built anew from the log.
     """
     import uvloop
 

@@ -1,7 +1,7 @@
 """The process that runs SQL of users: ``python -m jetfleet_projections.sandbox``.
 
-It reads a copy of the warehouse, can open nothing else, may use so much memory and write no file, and
-is killed by its owner when a query takes too long: DuckDB's own limits do not stop everything.
+It reads a copy of the warehouse, can open nothing else, may use so much memory and write no file,
+and is killed by its owner when a query takes too long: DuckDB's own limits do not stop everything.
 
 Protocol: requests are lines of JSON on stdin, ``{"sql", "copy", "position", "most"}``. Answers on
 stdout are pages (see ``pages``), each behind a byte, 1 when more follow, and its length in four.
@@ -28,7 +28,7 @@ from jetfleet_projections.sqlguard import Refused, check
 ADDRESS_SPACE = 2 * 1024**3  # bytes, with the libraries
 HEADER = struct.Struct(">?I")
 FETCH = 1_000  # rows at a time
-_CONFIG: dict[str, str | bool | int] = {
+_CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,

@@ -1,9 +1,9 @@
 """Answers questions about the projections: ``jf.ask.query``, request and reply over NATS.
 
-A request is ``{"name": ..., "params": {...}}`` (a named query of ``queries.sql``) or ``{"sql": ...}``
-(a SELECT of a user); the answer is one document or more, see ``pages``. Whoever asks sees everything
-that was stored before the question, as long as folding it does not take too long; ``position`` says
-how far the answer goes.
+A request is ``{"name": ..., "params": {...}}`` (a named query of ``queries.sql``) or
+``{"sql": ...}`` (a SELECT of a user); the answer is one document or more, see ``pages``. Whoever
+asks sees everything that was stored before the question, as long as folding it does not take too
+long; ``position`` says how far the answer goes.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def bind(query: statements.Statement, given: Any) -> dict[str, Any]:
         elif not _IS[parameter.type](value):
             raise Rejected(f"{parameter.name} must be {_KINDS[parameter.type]}, got {value!r}")
         if parameter.name == "limit":
-            value = max(0, min(value, MOST_ROWS))
+            value = max(0, min(int(value or 0), MOST_ROWS))
         values[parameter.name] = value
     return values
 

@@ -21,36 +21,40 @@ class Refused(ValueError):
     """This SQL is not run; the message says why."""
 
 
-_EXPRESSIONS = frozenset(
+def _names(*texts: str) -> frozenset[str]:
+    return frozenset(" ".join(texts).split())
+
+
+_EXPRESSIONS = _names(
     """
     BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF
     OPERATOR POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
-    """.split()
+    """,
 )
-_NODES = frozenset(
+_NODES = _names(
     # queries and what modifies them
     """
     SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE LIMIT_MODIFIER ORDER_MODIFIER
     DISTINCT_MODIFIER LIMIT_PERCENT_MODIFIER ORDER_DEFAULT ASCENDING DESCENDING
-    """
+    """,
     # what stands in FROM
     """
     BASE_TABLE EMPTY EXPRESSION_LIST JOIN PIVOT SHOW_REF SUBQUERY TABLE_FUNCTION
-    """.split()
+    """,
 )
-_TABLE_FUNCTIONS = frozenset(["generate_series", "json_each", "json_tree", "range", "unnest"])
-_FUNCTIONS = frozenset(
+_TABLE_FUNCTIONS = _names("generate_series json_each json_tree range unnest")
+_FUNCTIONS = _names(
     # operators
     """
     !~~ !~~* % & && * ** + - -> ->> / // << <@ = >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~ !__postfix xor
-    """
+    """,
     # numbers
     """
     abs acos add asin atan atan2 bit_count cbrt ceil ceiling cos cot degrees divide even exp
     factorial fdiv floor fmod gcd greatest isfinite isinf isnan lcm least ln log log10 log2 mod
     multiply pi pow power radians random round round_even sign signbit sin sqrt subtract tan
     trunc
-    """
+    """,
     # text
     """
     ascii bar base64 char_length character_length chr concat concat_ws contains
@@ -62,7 +66,7 @@ _FUNCTIONS = frozenset(
     starts_with str_split string_split string_to_array strip_accents strlen strpos substr
     substring suffix to_base64 to_hex translate trim ucase unhex unicode upper url_decode
     url_encode
-    """
+    """,
     # time
     """
     age century current_date current_localtimestamp date_add date_diff date_part date_sub
@@ -72,7 +76,7 @@ _FUNCTIONS = frozenset(
     month monthname now quarter second strftime strptime time_bucket to_days to_hours
     to_microseconds to_milliseconds to_minutes to_months to_seconds to_weeks to_years today
     try_strptime week weekday weekofyear year yearweek
-    """
+    """,
     # JSON, lists, structs, maps, identifiers
     """
     apply array_agg array_append array_concat array_contains array_distinct array_extract
@@ -89,11 +93,11 @@ _FUNCTIONS = frozenset(
     list_unique list_value list_zip map map_entries map_extract map_from_entries map_keys
     map_values range row row_to_json struct_extract struct_insert struct_pack to_json typeof
     unnest uuid_extract_timestamp uuid_extract_version
-    """
+    """,
     # conditions
     """
     coalesce constant_or_null error if ifnull nullif
-    """
+    """,
     # aggregates and windows
     """
     any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null
@@ -104,7 +108,7 @@ _FUNCTIONS = frozenset(
     quantile quantile_cont quantile_disc rank rank_dense regr_avgx regr_avgy regr_count
     regr_intercept regr_r2 regr_slope row_number skewness stddev stddev_pop stddev_samp
     string_agg sum sumkahan var_pop var_samp variance
-    """.split()
+    """,
 )
 
 

@@ -1,8 +1,8 @@
 """A short cut through nats-py for subscriptions that receive by the hundred thousand.
 
-A message costs nats-py 10 us behind its parser (20 with headers): parsed headers, an object, a queue,
-a task. A reader of a stream wants none of them. ``tap`` hands the raw parts of a subscription's
-messages straight to a function; everything else stays with nats-py.
+A message costs nats-py 10 us behind its parser (20 with headers): parsed headers, an object, a
+queue, a task. A reader of a stream wants none of them. ``tap`` hands the raw parts of a
+subscription's messages straight to a function; everything else stays with nats-py.
 """
 
 from __future__ import annotations

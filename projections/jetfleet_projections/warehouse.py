@@ -35,7 +35,7 @@ _SQL_FILES = (
     "fleet.sql",
     "commit.sql",
 )
-_SETTINGS = {
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "wal_autocheckpoint": "256MB",  # slowest commits 14 instead of 77 ms (measured)
     "threads": 1,
 }
@@ -103,9 +103,10 @@ class Warehouse:
         return self.stager.stage(batch, self._slots.get())
 
     def commit(self, staged: Staged) -> int:
-        """Fold a staged batch and move the position, atomically; what was folded before is left out.
+        """Fold a staged batch and move the position, atomically.
 
-        A message that cannot be folded is set aside with the reason; the rest goes on.
+        What was folded before is left out. A message that cannot be folded is set aside with the
+        reason; the rest goes on.
         Returns the number of messages set aside.
 
         Raises:
@@ -165,7 +166,7 @@ class Warehouse:
             raise
 
     def forget(self, stream: str) -> None:
-        """Drop all that came from a stream: its log is another one now; it is read from the start."""
+        """Drop all that came from a stream: its log is another one now."""
         with self._transaction():
             for table in ("events", "dead", "checkpoint"):
                 self.connection.execute(f"DELETE FROM {table} WHERE stream = ?", [stream])  # noqa: S608 - our names

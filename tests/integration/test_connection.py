@@ -64,9 +64,7 @@ async def test_what_jetstream_refuses_is_an_error_with_its_status(settings):
             await connection.api("STREAM.INFO.NOPE")
         assert caught.value.status == 404
         with pytest.raises(NoResponders):
-            await connection.request("jf.ask.query", b"{}") if False else await connection.request(
-                "_R_.nobody", b""
-            )
+            await connection.request("_R_.nobody", b"")
 
 
 async def test_a_publish_that_is_not_permitted_is_recorded_and_never_stored(settings):

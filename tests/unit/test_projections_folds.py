@@ -1,4 +1,4 @@
-"""The SQL folds against core's: the same events, the same state; and SQL's reading against Python's."""
+"""The SQL folds against core's: the same events, the same state; SQL's reading against Python's."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def test_registry_is_what_core_folds(warehouse: Warehouse, seed: int) -> None:
         start = stop
         jobs = dicts(warehouse, "SELECT * FROM jobs")
         assert {
-            key: (j.enabled, j.created_seq, j.updated_seq, naive(j.created_at), j.spec.model.version)
+            key: (j.enabled, j.created_seq, j.updated_seq, naive(j.created_at),
+                  j.spec.model.version)
             for key, j in state.jobs.items()
         } == {
             (j["tenant"], j["job"]):
@@ -232,7 +233,8 @@ def test_every_event_as_the_core_composes_it_is_read_by_sql(warehouse: Warehouse
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
 odd_values = json_values | st.sampled_from(

@@ -20,10 +20,10 @@ ALLOWED = [
     "DESCRIBE jobs",
     "SUMMARIZE jobs",
     "SELECT count(*) FROM main.invocations WHERE queued_at > now() - INTERVAL 1 HOUR",
-    "SELECT job, count(*), quantile_cont(run_s, 0.5) FROM invocations GROUP BY ALL HAVING count(*) > 1"
-    " ORDER BY 2 DESC NULLS LAST LIMIT 10 OFFSET 1",
+    "SELECT job, count(*), quantile_cont(run_s, 0.5) FROM invocations GROUP BY ALL"
+    " HAVING count(*) > 1 ORDER BY 2 DESC NULLS LAST LIMIT 10 OFFSET 1",
     "WITH mine AS (SELECT * FROM jobs) SELECT * FROM mine JOIN invocations USING (job)",
-    "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t",
+    "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT n FROM t",
     "SELECT data ->> '$.reason', data -> 'a', x::INT, CAST(x AS DECIMAL(10, 2)[]), TRY_CAST(x AS DATE)"
     " FROM events AS e(x)",
     "SELECT sum(run_s) OVER (PARTITION BY job ORDER BY queued_seq ROWS 3 PRECEDING), row_number() OVER ()"

@@ -1,4 +1,4 @@
-"""The warehouse over made batches: what counts, what is set aside, and that batching changes nothing."""
+"""The warehouse over made batches: what counts, what is set aside, the same in any batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def one(warehouse: Warehouse, sql: str) -> Any:
 
 
 def row(warehouse: Warehouse, table: str = "invocations") -> dict[str, Any]:
-    result = warehouse.connection.execute(f"SELECT * FROM {table}")
+    result = warehouse.connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - our names
     names = [column[0] for column in result.description]
     (values,) = result.fetchall()
     return dict(zip(names, values, strict=True))
@@ -439,7 +439,7 @@ def test_invocations_are_what_core_folds(warehouse: Warehouse, seed: int) -> Non
         "state, queued_seq, origin, stream, queued_at, started_at, finished_at, worker, attempts"
     )
     for invocation, *values in warehouse.connection.execute(
-        f"SELECT invocation::VARCHAR, {names} FROM invocations"
+        f"SELECT invocation::VARCHAR, {names} FROM invocations"  # noqa: S608 - our names
     ).fetchall():
         view = views.pop(invocation)
         for name, value in zip(names.split(", "), values, strict=True):
