@@ -68,7 +68,7 @@ class Lookup:
                 if needle not in message.body:
                     continue  # decoding all of the tail to find one would be slow
                 event = record(INVOCATIONS, message).event
-                if event is not None and _is_about(event, invocation):
+                if event is not None and _is_about(event, invocation, message.subject, view):
                     view = evolve_view(view, event, message.seq)
         return view
 
@@ -124,5 +124,9 @@ class Lookup:
         return evolve_view(view, outcome, 0) or view
 
 
-def _is_about(event: Any, invocation: str) -> bool:
-    return getattr(event.data, "invocation", None) == invocation
+def _is_about(event: Any, invocation: str, subject: str, view: InvocationView | None) -> bool:
+    """Whether it speaks of this invocation, on a subject of the job that the invocation is of."""
+    tenant, job = subject.split(".")[3:5]
+    mine = view is None or (tenant, job) == (view.tenant, view.job)
+    about: bool = getattr(event.data, "invocation", None) == invocation
+    return about and mine and (event.tenant, event.data.job) == (tenant, job)

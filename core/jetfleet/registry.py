@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jetfleet import subjects
@@ -85,6 +85,8 @@ class Registry:
             if record.event is None:
                 self.invalid += 1
                 logger.warning("registry event %d is set aside: %s", record.seq, record.error)
+                # Seen all the same: nobody must wait for it to be folded.
+                self.state = replace(self.state, seq=record.seq)
             else:
                 self.state = evolve_registry(self.state, record.event, record.seq)
             async with self._moved:
@@ -205,11 +207,13 @@ class Registry:
 
     async def enable_job(self, name: str) -> Change:
         """Raises JobNotFound."""
+        await self.find_job(name)
         event = JobEnabled(**self.stamp(self.tenant), data=JobEnabled.Data(job=name))
         return await self._switch(event, name, "enabled", enabled=True)
 
     async def disable_job(self, name: str, reason: str = "") -> Change:
         """New invocations are refused; what is queued is still served. Raises JobNotFound."""
+        await self.find_job(name)
         data = JobDisabled.Data(job=name, reason=reason)
         event = JobDisabled(**self.stamp(self.tenant), data=data)
         return await self._switch(event, name, "disabled", enabled=False)

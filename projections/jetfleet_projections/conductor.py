@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jetfleet import subjects
@@ -20,7 +20,7 @@ from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
 from jetfleet.errors import JetfleetError, LogFull, Unavailable
 from jetfleet.events import Event, ReplicaAssigned, ReplicaReleased, Why, WorkerLost, encode
 from jetfleet.fleet import FleetState, RegistryState, WorkerState, evolve_fleet, evolve_registry
-from jetfleet.log import LogReader, read_records
+from jetfleet.log import LogReader, Record, read_records
 from jetfleet.policies import placement
 from jetfleet.policies.placement import Assign, Decision, Observation
 from jetfleet.secrets import Secrets
@@ -28,10 +28,12 @@ from jetfleet.settings import Settings
 from jetfleet.setup import ensure
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
+from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.conductor_credentials import CredentialDesk
 from jetfleet_projections.reaper import Reaper
 
 logger = logging.getLogger("jetfleet.conductor")
+CONTROL = subjects.ALL_CONTROL.removesuffix(">")
 TICK_S = 0.5  # how often silence and back-offs are looked at; events wake it at once
 MISSED_HEARTBEATS = 3
 SHORTEST_SILENCE_S = 3.0
@@ -107,17 +109,25 @@ class Conductor:
 
     async def _follow(self, reader: LogReader) -> None:
         async for record in read_records(reader):
-            if record.event is None:
-                self.set_aside += 1
-                logger.warning("%s %d is set aside: %s", record.stream, record.seq, record.error)
-            elif record.stream == REGISTRY:
-                self.registry = evolve_registry(self.registry, record.event, record.seq)
-            elif _vouched(record.subject, record.event):
-                self.fleet = evolve_fleet(self.fleet, record.event, record.seq)
-            else:
-                self.set_aside += 1
-                logger.warning("FLEET %d is set aside: subject and body disagree", record.seq)
+            self._fold(record)
             self._wake.set()
+
+    def _fold(self, record: Record) -> None:
+        """Into the state what its subject vouches for; what is set aside moves the position too."""
+        event, seq = record.event, record.seq
+        why = record.error if event is None else disagreement(record.stream, record.subject, event)
+        if event is None or why:
+            self.set_aside += 1
+            logger.warning("%s %d is set aside: %s", record.stream, seq, why)
+        if record.stream == REGISTRY:
+            if event is not None and not why:
+                self.registry = evolve_registry(self.registry, event, seq)
+            return
+        if event is not None and not why:
+            self.fleet = evolve_fleet(self.fleet, event, seq)
+        # Whatever lies on a decision's subject counts for "was anything decided since".
+        control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
+        self.fleet = replace(self.fleet, seq=seq, control_seq=control)
 
     # -- one round
 
@@ -255,14 +265,6 @@ class Conductor:
         )
         self._heard.pop(worker.name, None)
         logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
-
-
-def _vouched(subject: str, event: Event) -> bool:
-    """Whether the worker token of the subject, which the broker vouches for, is the body's."""
-    worker = getattr(getattr(event, "data", None), "worker", None)
-    tokens = subject.split(".")
-    said_by = tokens[2] if tokens[1] == "fleet" else tokens[-1]
-    return worker == said_by
 
 
 def _words(decision: Decision) -> str:

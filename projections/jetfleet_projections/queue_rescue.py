@@ -17,6 +17,7 @@ from jetfleet.connection import Connection
 from jetfleet.events import OUTCOMES, InvocationQueued
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.streams import INVOCATIONS
+from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.queue_scan import QueueScan
 
 logger = logging.getLogger("jetfleet.rescue")
@@ -40,16 +41,22 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
     outcome that counts.
     """
     start = datetime.now(UTC) - since
-    open_: dict[str, Record] = {}
+    open_: dict[tuple[str, str, str], Record] = {}
     filters = (
         subjects.ALL_QUEUED,
         subjects.done(*[subjects.ANY] * 5),
     )
     async for record in read_records(LogReader(connection, INVOCATIONS, filters, start=start)):
-        if isinstance(record.event, InvocationQueued):
-            open_[record.event.data.invocation] = record
-        elif isinstance(record.event, OUTCOMES):
-            open_.pop(record.event.data.invocation, None)
+        event = record.event
+        if not isinstance(event, (InvocationQueued, *OUTCOMES)):
+            continue
+        if disagreement(INVOCATIONS, record.subject, event):
+            continue  # set aside by everybody
+        key = (event.tenant, event.data.job, event.data.invocation)
+        if isinstance(event, InvocationQueued):
+            open_[key] = record
+        else:
+            open_.pop(key, None)
     for scan in scans:
         await scan.refresh()
     missing = [m for record in open_.values() if (m := _missing(record, scans)) is not None]

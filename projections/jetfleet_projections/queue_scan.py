@@ -122,6 +122,9 @@ def _read(shard: int, message: Msg) -> Queued | None:
     if not isinstance(event, InvocationQueued):
         return None
     data = event.data
+    vouched = subjects.queue(shard, event.tenant, data.job, data.priority_class)
+    if headers.get("Nats-Subject") != vouched:
+        return None  # it claims to be of another tenant or job than its subject says
     return Queued(
         shard,
         int(headers["Nats-Sequence"]),

@@ -30,6 +30,7 @@ from jetfleet.log import LogReader, read_records
 from jetfleet.settings import Settings
 from jetfleet.stamp import EnvelopeFields, Stamp
 from jetfleet.streams import INVOCATIONS
+from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import Queued, QueueScan
 
@@ -88,7 +89,8 @@ class Reaper:
             follow=True,
         )
         async for record in read_records(reader):
-            if isinstance(record.event, InvocationCancelRequested):
+            vouched = record.event and not disagreement(INVOCATIONS, record.subject, record.event)
+            if vouched and isinstance(record.event, InvocationCancelRequested):
                 self._cancels[record.event.data.invocation] = record.event
                 self._wake.set()
 
@@ -110,7 +112,9 @@ class Reaper:
     async def _cancel_queued(self) -> None:
         for invocation, request in list(self._cancels.items()):
             item = self._find(invocation)
-            if item is None:
+            if item is not None and (item.tenant, item.job) != (request.tenant, request.data.job):
+                del self._cancels[invocation]  # whoever asks has no say in that job
+            elif item is None:
                 # Done already, or not in its queue yet: give the queue a moment to follow the log.
                 if datetime.now(UTC) - request.time > timedelta(seconds=2 * RECHECK_S):
                     del self._cancels[invocation]

@@ -24,10 +24,10 @@ ALLOWED = [
     " HAVING count(*) > 1 ORDER BY 2 DESC NULLS LAST LIMIT 10 OFFSET 1",
     "WITH mine AS (SELECT * FROM jobs) SELECT * FROM mine JOIN invocations USING (job)",
     "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT n FROM t",
-    "SELECT data ->> '$.reason', data -> 'a', x::INT, CAST(x AS DECIMAL(10, 2)[]), TRY_CAST(x AS DATE)"
-    " FROM events AS e(x)",
-    "SELECT sum(run_s) OVER (PARTITION BY job ORDER BY queued_seq ROWS 3 PRECEDING), row_number() OVER ()"
-    " FROM invocations QUALIFY rank() OVER (ORDER BY run_s) < 3",
+    "SELECT data ->> '$.reason', data -> 'a', x::INT, CAST(x AS DECIMAL(10, 2)[]),"
+    " TRY_CAST(x AS DATE) FROM events AS e(x)",
+    "SELECT sum(run_s) OVER (PARTITION BY job ORDER BY queued_seq ROWS 3 PRECEDING),"
+    " row_number() OVER () FROM invocations QUALIFY rank() OVER (ORDER BY run_s) < 3",
     "SELECT list_transform([1, 2], lambda x: x + 1), {'a': 1}, MAP {'a': 1}, [1, 2][1:2]",
     "SELECT CASE WHEN 1 BETWEEN 0 AND 2 THEN 'a' LIKE 'b' END, 1 IN (SELECT 1), EXISTS (SELECT 1)",
     "SELECT * EXCLUDE (job) REPLACE (1 AS state) FROM invocations",
@@ -36,7 +36,7 @@ ALLOWED = [
     "SELECT * FROM invocations ASOF JOIN job_models ON invocations.queued_at >= job_models.since",
     "SELECT 1 UNION ALL SELECT 2 EXCEPT SELECT 3",
     "SELECT DISTINCT ON (job) job FROM jobs, LATERAL (SELECT 1)",
-    "SELECT count(*) FILTER (state = 'failed'), coalesce(1, 2), ifnull(1, 2), nullif(1, 2) FROM jobs",
+    "SELECT count(*) FILTER (state = 'failed'), coalesce(1, 2), ifnull(1, 2) FROM jobs",
     "SELECT current_timestamp, current_date",
 ]
 REFUSED = [
