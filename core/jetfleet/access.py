@@ -83,13 +83,18 @@ _SUBMIT = (subjects.ALL_QUEUED, subjects.cancel(ANY, ANY, ANY), "jf.blob.*.*.in.
 
 
 def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
-    """The permissions of a role. ``tenant`` narrows a publisher to its own subjects.
+    """The permissions of a role. ``tenant`` narrows what a publisher may write and hear.
 
     Raises:
         KeyError: no such role.
     """
     private = f"{inbox(role)}.>"
-    table = {
+    return {**_people_and_services(private, tenant), **_parts_of_ours(private)}[role]
+
+
+def _people_and_services(private: str, tenant: str) -> dict[str, Permissions]:
+    """Those who ask."""
+    return {
         # A person at the CLI: reads everything, writes the registry, sends work; no administration.
         "operator": Permissions(
             (
@@ -112,6 +117,23 @@ def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
                 subjects.ALL_TELEMETRY,
             ),
         ),
+        # A service of a tenant: submits work and hears the outcomes, nothing else.
+        "publisher": Permissions(
+            (
+                *_READ_LOG,
+                subjects.queued(ANY, tenant, ANY, ANY),
+                subjects.cancel(ANY, tenant, ANY),
+                f"jf.blob.{tenant}.*.in.*.*",
+                subjects.ask_query(),
+            ),
+            (private, f"jf.inv.*.{tenant}.*.done.>", "jf.out.>", f"jf.reg.{tenant}.>"),
+        ),
+    }
+
+
+def _parts_of_ours(private: str) -> dict[str, Permissions]:
+    """Those who answer and decide."""
+    return {
         # Answers go to inboxes, each role's by name: with a right to reply anywhere, whoever asks
         # could have it publish to a subject of the log, or to the JetStream API.
         "projector": Permissions(
@@ -131,19 +153,7 @@ def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
             ),
             (private, "jf.>", "$JS.EVENT.ADVISORY.>"),
         ),
-        # A service of a tenant: submits work and hears the outcomes, nothing else.
-        "publisher": Permissions(
-            (
-                *_READ_LOG,
-                subjects.queued(ANY, tenant, ANY, ANY),
-                subjects.cancel(ANY, tenant, ANY),
-                f"jf.blob.{tenant}.*.in.*.*",
-                subjects.ask_query(),
-            ),
-            (private, f"jf.inv.*.{tenant}.*.done.>", "jf.out.>", f"jf.reg.{tenant}.>"),
-        ),
     }
-    return table[role]
 
 
 def worker_permissions(worker: str) -> Permissions:

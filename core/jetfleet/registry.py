@@ -242,9 +242,10 @@ class Registry:
         )
 
     async def _write(self, event: Event, subject: str, guard: str) -> int:
-        """Append if nobody wrote on ``guard`` since we folded; 0 when somebody did."""
+        """Append if nobody wrote on ``guard`` since the caller looked; 0 when somebody did."""
+        seen = self.state.seq  # what the caller decided by; it may move while we ask
         last = await self._last_seq(guard)
-        if last > self.state.seq:
+        if last > seen:
             await self.wait_for(last)
             return 0
         try:

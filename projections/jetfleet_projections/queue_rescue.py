@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
-from jetfleet.events import OUTCOMES, InvocationQueued
+from jetfleet.events import OUTCOMES, InvocationQueued, OutcomeEvent
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.streams import INVOCATIONS
 from jetfleet_projections.agreement import disagreement
@@ -48,15 +48,12 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
     )
     async for record in read_records(LogReader(connection, INVOCATIONS, filters, start=start)):
         event = record.event
-        if not isinstance(event, (InvocationQueued, *OUTCOMES)):
-            continue
-        if disagreement(INVOCATIONS, record.subject, event):
+        if event is None or disagreement(INVOCATIONS, record.subject, event):
             continue  # set aside by everybody
-        key = (event.tenant, event.data.job, event.data.invocation)
         if isinstance(event, InvocationQueued):
-            open_[key] = record
-        else:
-            open_.pop(key, None)
+            open_[_key(event)] = record
+        elif isinstance(event, OUTCOMES):
+            open_.pop(_key(event), None)
     for scan in scans:
         await scan.refresh()
     missing = [m for record in open_.values() if (m := _missing(record, scans)) is not None]
@@ -68,6 +65,10 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
     if count:
         logger.warning("↻ %d invocations put back into their queues after a restart", count)
     return count
+
+
+def _key(event: InvocationQueued | OutcomeEvent) -> tuple[str, str, str]:
+    return (event.tenant, event.data.job, event.data.invocation)
 
 
 def _missing(record: Record, scans: Sequence[QueueScan]) -> Missing | None:
