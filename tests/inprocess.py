@@ -67,7 +67,9 @@ async def working(settings: Settings, name: str = "w1", **who: Any) -> AsyncIter
             await connection.close()
 
 
-async def declare(client: Client, name: str = "echo", behaves: str = "echo", **more: Any) -> JobSpec:
+async def declare(
+    client: Client, name: str = "echo", behaves: str = "echo", **more: Any
+) -> JobSpec:
     """A registered model and an open job on it, without anybody to serve it."""
     spec = function(behaves).model_copy(update={"name": name})
     await client.register_model(spec)

@@ -41,6 +41,7 @@ def agent(
     logging.getLogger("jetfleet").setLevel(logging.DEBUG if state.debug else logging.INFO)
     if not is_name(name):
         raise StartupError(f"{name!r} cannot name a worker: use a-z, 0-9, '-' and single '_'")
+    gc.freeze()  # what is imported by now stays
     gc.set_threshold(50_000, 20, 20)  # nothing on the path makes cycles; collect rarely
     identity = Identity(name, {}, owner, trusted, ephemeral, price_per_hour, heartbeat_s)
     uvloop.run(_serve(identity, state.settings(), drain_s))

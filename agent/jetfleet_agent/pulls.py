@@ -126,6 +126,8 @@ class Pull:
         if message.reply:
             self._outstanding -= 1
             self.take(message)
+            if self._outstanding == 0:  # what was set aside took no slot, so none becomes free
+                self.top_up()
             return
         headers = message.headers or {}
         status = headers.get("Status", "")

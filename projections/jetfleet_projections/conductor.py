@@ -244,6 +244,9 @@ class Conductor:
             )
 
     async def _declare_lost(self) -> None:
+        if not self.connection.connected:
+            self._heard.clear()  # it is we who hear nothing
+            return
         now = asyncio.get_running_loop().time()
         for worker in self.fleet.workers.values():
             if worker.status not in ("joined", "draining"):

@@ -186,11 +186,14 @@ class Feed:
         self._opened = asyncio.get_running_loop().time()
         if self._opened - opened < 1:
             await asyncio.sleep(RETRY_S)  # whatever breaks it at once will need a moment
+        waited = 0
         while True:
             try:
                 return await self._create()
             except (ApiError, BrokerUnavailable, NoResponders) as error:
-                logger.info("%s cannot be read yet: %s", self.stream, error)
+                level = logging.INFO if waited == 0 else logging.DEBUG
+                logger.log(level, "%s cannot be read yet: %s", self.stream, error)
+                waited += 1
                 await asyncio.sleep(RETRY_S)
 
     async def _create(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,7 @@ class Staged:
     slot: int
     reasons: dict[int, str] = field(default_factory=dict)
     failed: Exception | None = None
+    tally: list[int] = field(default_factory=list)  # invocations with a row, and without
 
     def set_aside(self, seq: int, reason: str) -> None:
         self.reasons[bisect_left(self.batch.seqs, seq)] = reason
@@ -89,8 +90,10 @@ class Stager:
     plain_from: int = PLAIN_FROM
     _routed: set[str] = field(default_factory=set)
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _runner: statements.Runner = field(init=False)
 
     def __post_init__(self) -> None:
+        self._runner = statements.Runner(self.connection)
         self._run("create_incoming")
         self._run("create_routes")
 
@@ -147,7 +150,7 @@ class Stager:
         self._routed |= new
 
     def _run(self, name: str) -> list[tuple[Any, ...]]:
-        return self.connection.execute(statements.load("staging.sql")[name].sql).fetchall()
+        return self._runner.run("staging.sql", name)
 
 
 @dataclass(slots=True)
@@ -156,8 +159,10 @@ class Folder:
 
     connection: duckdb.DuckDBPyConnection
     _path: str = field(init=False)
+    _run: Callable[..., list[tuple[Any, ...]]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._run = statements.Runner(self.connection).run
         ((self._path,),) = self.connection.execute("SELECT current_database()").fetchall()
 
     def sift(self, staged: Staged) -> None:
@@ -168,17 +173,18 @@ class Folder:
         if staged.batch.stream != INVOCATIONS:
             return
         self._run("invocations.sql", "create_folded")
-        ((_, _, strays),) = self._run("invocations.sql", "tally")
+        ((*staged.tally, strays),) = self._run("invocations.sql", "tally")
         if strays:
             for (seq,) in self._run("invocations.sql", "refuse_strays"):
                 staged.set_aside(seq, "no such invocation was queued on this job before")
             self._run("invocations.sql", "create_folded")
+            ((*staged.tally, _),) = self._run("invocations.sql", "tally")
 
     def fold(self, staged: Staged) -> None:
         """Everything that a batch changes, except the checkpoint."""
         stream = staged.batch.stream
         if stream == INVOCATIONS:
-            ((present, new, _),) = self._run("invocations.sql", "tally")
+            present, new = staged.tally
             if present:
                 self._run("invocations.sql", "update_invocations")
             if new:
@@ -209,9 +215,6 @@ class Folder:
     def move_checkpoint(self, **position: Any) -> bool:
         """Whether it was where the caller thought."""
         return bool(self._run("commit.sql", "move_checkpoint", **position))
-
-    def _run(self, file: str, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        return self.connection.execute(statements.load(file)[name].sql, parameters).fetchall()
 
 
 # What a message can cause in DuckDB, apart from what the machine can (disk full, no memory).

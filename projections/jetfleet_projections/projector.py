@@ -35,7 +35,7 @@ MOST = 40_000  # messages of a batch
 # they cost.
 LINGER_S = 0.1
 LONGEST_LINGER_S = 0.5
-IDLE_SHARE = 4  # times as long as the last batch took
+IDLE_SHARE = 9  # times as long as the last batch took: a tenth of a core, until batches are full
 RETRY_S = 1.0
 NICE = 5  # whoever serves a request goes first
 T = TypeVar("T")

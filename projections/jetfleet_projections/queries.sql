@@ -69,22 +69,40 @@ ORDER BY assigned_seq DESC LIMIT $limit;
 -- name: invocations
 -- Invocations, newest first. `model`: name, or name:version; `before`, `after`: an invocation's id.
 -- params: tenant VARCHAR, job VARCHAR, state VARCHAR, worker VARCHAR, model VARCHAR, before UUID, after UUID, limit BIGINT = 100
-WITH page AS (
-    SELECT * FROM invocations_with_model
+WITH wanted AS (
+    SELECT * FROM invocations
     WHERE ($tenant IS NULL OR tenant = $tenant) AND ($job IS NULL OR job = $job)
         AND ($state IS NULL OR state = $state) AND ($worker IS NULL OR worker = $worker)
-        AND ($model IS NULL OR model = $model OR model || ':' || model_version = $model)
         AND ($before IS NULL OR queued_seq < (
             SELECT min(queued_seq) FROM invocations WHERE invocation = $before::UUID))
         AND ($after IS NULL OR queued_seq > (
             SELECT max(queued_seq) FROM invocations WHERE invocation = $after::UUID))
-    ORDER BY CASE WHEN $after IS NOT NULL AND $before IS NULL THEN queued_seq ELSE -queued_seq END
-    LIMIT $limit
+),
+of_model AS (
+    SELECT w.* FROM wanted w ASOF JOIN job_models m
+        ON m.tenant = w.tenant AND m.job = w.job AND m.since <= w.queued_stored_at
+    WHERE $model IS NOT NULL AND (m.model = $model OR m.model || ':' || m.model_version = $model)
+),
+-- Branches that a constant switches off, so that the plain list reads the columns of one page alone.
+page AS (
+    (SELECT * FROM wanted WHERE $model IS NULL AND ($after IS NULL OR $before IS NOT NULL)
+        ORDER BY queued_seq DESC LIMIT $limit)
+    UNION ALL
+    (SELECT * FROM wanted WHERE $model IS NULL AND $after IS NOT NULL AND $before IS NULL
+        ORDER BY queued_seq LIMIT $limit)
+    UNION ALL
+    (SELECT * FROM of_model WHERE $after IS NULL OR $before IS NOT NULL
+        ORDER BY queued_seq DESC LIMIT $limit)
+    UNION ALL
+    (SELECT * FROM of_model WHERE $after IS NOT NULL AND $before IS NULL
+        ORDER BY queued_seq LIMIT $limit)
 )
-SELECT invocation, tenant, job, model, model_version, state, worker, replica, attempts, queued_at,
-    started_at, finished_at, wait_s, run_s, error_code, error_message, origin, stream, priority_class,
-    superseded, queued_seq
-FROM page ORDER BY queued_seq DESC;
+SELECT p.invocation, p.tenant, p.job, m.model, m.model_version, p.state, p.worker, p.replica,
+    p.attempts, p.queued_at, p.started_at, p.finished_at, p.wait_s, p.run_s, p.error_code,
+    p.error_message, p.origin, p.stream, p.priority_class, p.superseded, p.queued_seq
+FROM page p ASOF LEFT JOIN job_models m
+    ON m.tenant = p.tenant AND m.job = p.job AND m.since <= p.queued_stored_at
+ORDER BY p.queued_seq DESC;
 
 -- name: invocation
 -- One invocation: everything about it, with its outcome event whole.
@@ -115,17 +133,20 @@ SELECT seq, stored_at, id, type, time, source, worker, causation, trace, data
 FROM events WHERE stream = 'INVOCATIONS' AND invocation = $invocation::UUID ORDER BY seq;
 
 -- name: events
--- Events of a stream, newest first; with `after` alone, oldest first from there.
+-- Events, newest first; with `after` alone, oldest first from there. Give a stream to page through.
 -- params: stream VARCHAR, type VARCHAR, tenant VARCHAR, job VARCHAR, worker VARCHAR, before BIGINT, after BIGINT, limit BIGINT = 100
-SELECT stream, seq, stored_at, subject, id, type, time, tenant, source, correlation, causation, trace,
-    invocation, job, worker, data
-FROM events
-WHERE ($stream IS NULL OR stream = $stream) AND ($tenant IS NULL OR tenant = $tenant)
-    AND ($type IS NULL OR type = $type OR suffix(type, '.' || $type))
-    AND ($job IS NULL OR job = $job) AND ($worker IS NULL OR worker = $worker)
-    AND ($before IS NULL OR seq < $before) AND ($after IS NULL OR seq > $after)
-ORDER BY CASE WHEN $after IS NOT NULL AND $before IS NULL THEN seq ELSE -seq END, stream
-LIMIT $limit;
+WITH wanted AS (
+    SELECT * FROM events
+    WHERE ($stream IS NULL OR stream = $stream) AND ($tenant IS NULL OR tenant = $tenant)
+        AND ($type IS NULL OR type = $type OR suffix(type, '.' || $type))
+        AND ($job IS NULL OR job = $job) AND ($worker IS NULL OR worker = $worker)
+        AND ($before IS NULL OR seq < $before) AND ($after IS NULL OR seq > $after)
+)
+(SELECT * FROM wanted WHERE $after IS NULL OR $before IS NOT NULL
+    ORDER BY seq DESC, stream LIMIT $limit)
+UNION ALL
+(SELECT * FROM wanted WHERE $after IS NOT NULL AND $before IS NULL
+    ORDER BY seq, stream LIMIT $limit);
 
 -- name: decisions
 -- What was decided and why, newest first. `before`, `after`: positions in FLEET.

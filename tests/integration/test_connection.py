@@ -80,9 +80,7 @@ async def test_stores_under_way_when_the_broker_is_killed_are_stored_once(broker
         bodies = [f"{n:05}".encode() for n in range(2000)]
         await connection.store(SUBJECT, b"first", msg_id="first")
         under_way = [
-            asyncio.create_task(
-                connection.store(SUBJECT, body, msg_id=body.decode(), timeout_s=60)
-            )
+            asyncio.create_task(connection.store(SUBJECT, body, msg_id=body.decode(), timeout_s=60))
             for body in bodies
         ]
         # Killed among the acknowledgements: some answered, some stored, some not even sent.
@@ -98,9 +96,7 @@ async def test_stores_made_while_the_broker_is_away_wait_for_it(broker, settings
     async with connected(settings) as connection:
         broker.kill()
         await until(lambda: not connection.connected, "the connection is lost")
-        waiting = asyncio.create_task(
-            connection.store(SUBJECT, b"x", msg_id="m", timeout_s=None)
-        )
+        waiting = asyncio.create_task(connection.store(SUBJECT, b"x", msg_id="m", timeout_s=None))
         await asyncio.sleep(0)
         assert not waiting.done()
         await broker.start()
@@ -124,9 +120,7 @@ async def test_a_store_gives_up_in_time_and_says_that_it_may_be_repeated(broker,
 async def test_closing_ends_what_waits(broker, settings):
     async with connected(settings) as connection:
         broker.kill()
-        waiting = asyncio.create_task(
-            connection.store(SUBJECT, b"x", msg_id="m", timeout_s=None)
-        )
+        waiting = asyncio.create_task(connection.store(SUBJECT, b"x", msg_id="m", timeout_s=None))
         await asyncio.sleep(0)
         await connection.close()
         with pytest.raises(BrokerUnavailable, match="closed before"):

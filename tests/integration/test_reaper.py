@@ -175,7 +175,9 @@ async def test_another_tenant_cannot_cancel_by_naming_the_invocation(client, set
                         "origin": client.origin}  # fmt: skip
                 now = {**given.envelope(tenant=claimed), "time": datetime.now(UTC)}
                 event = InvocationCancelRequested(**now, data=data)
-                await rival.store(subjects.cancel(shard, "rival", "echo"), encode(event), msg_id=event.id)
+                await rival.store(
+                    subjects.cancel(shard, "rival", "echo"), encode(event), msg_id=event.id
+                )
             own = await client.submit("echo", 2)
             assert (await client.cancel(own.invocation)).state == "cancelled"  # in order: seen
             assert (await client.find(handle.invocation)).state == "queued"

@@ -204,9 +204,7 @@ async def test_a_client_sees_what_was_written_after_the_broker_came_back(broker,
     await broker.start()
     await until(lambda: one.connected and other.connected, "both are connected again")
     await one.apply_job(job())
-    await until(
-        lambda: other.registry.job("default", "echo") is not None, "the other folds it", 30
-    )
+    await until(lambda: other.registry.job("default", "echo") is not None, "the other folds it", 30)
 
 
 async def test_a_role_that_may_not_write_the_registry_is_refused_by_the_broker(settings, two):

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
+from given import job
 from jetfleet import access, jwt, subjects
 from jetfleet.streams import job_consumer, worker_consumer
 from jetfleet.subjects import ANY, NOBODY
-from given import job
 from nats_rules import allowed, matches, overlap, reachable
 
 ROLES = {role: access.role_permissions(role) for role in access.ROLES}

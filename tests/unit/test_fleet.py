@@ -86,7 +86,9 @@ def test_a_job_disabled_and_enabled_accepts_again():
     assert registry(created(ECHO), disabled("echo"), enabled("echo")).jobs[KEY].enabled
 
 
-@pytest.mark.parametrize("event", [updated(ECHO), enabled("echo"), disabled("echo"), deleted("echo")])
+@pytest.mark.parametrize(
+    "event", [updated(ECHO), enabled("echo"), disabled("echo"), deleted("echo")]
+)
 def test_what_is_said_of_a_job_that_is_not_there_changes_nothing(event):
     assert registry(event).jobs == {}
     assert registry(created(ECHO), deleted("echo"), event).jobs == {}

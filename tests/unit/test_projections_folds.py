@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jetfleet.events import (
+    EVENT_TYPES,
     InvocationCompleted,
     InvocationQueued,
     InvocationStarted,
@@ -125,6 +126,28 @@ def test_registry_is_what_core_folds(warehouse: Warehouse, seed: int) -> None:
         assert {key: m.description for key, m in state.models.items()} == {
             (m["tenant"], m["model"], m["version"]): m["description"] for m in models
         }
+
+
+def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Warehouse) -> None:
+    log = Log()
+    log.model()
+    for verb in ("created", "updated", "enabled", "disabled", "deleted"):
+        log.job(verb)
+    for verb in ("joined", "draining", "left", "lost"):
+        log.worker(verb)
+    for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
+        log.replica(verb, "r1")
+    for outcome in ("completed", "failed", "cancelled", "expired"):
+        invocation = log.clock.new_id()
+        log.queued(invocation)
+        log.cancel(invocation)
+        log.started(invocation)
+        log.done(invocation, outcome=outcome)
+    for batch in log.batches.values():
+        warehouse.apply(batch)
+    assert dicts(warehouse, "SELECT * FROM dead") == []
+    found = {row["type"] for row in dicts(warehouse, "SELECT DISTINCT type FROM events")}
+    assert found == set(EVENT_TYPES) - {"jetfleet.worker.heartbeat"}  # telemetry is not kept
 
 
 def test_replicas_keep_their_history(warehouse: Warehouse) -> None:

@@ -37,7 +37,8 @@ def test_a_function_must_look_like_file_and_name(bad):
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "A", "a b", "a.b", "a\n", "a\r\nb", "*", ">", "-a", "_a", "a__b", "a_", "é", "a" * 64]
+    "bad",
+    ["", "A", "a b", "a.b", "a\n", "a\r\nb", "*", ">", "-a", "_a", "a__b", "a_", "é", "a" * 64],
 )
 def test_names_that_could_not_stand_in_a_subject_are_refused(bad):
     with pytest.raises(ValidationError):

@@ -97,7 +97,23 @@ def test_only_queued_events_are_work(maker):
 
 @pytest.mark.parametrize(
     "bad",
-    ["", " ", "a b", "a.b", "a\n", "a\r\nb", "\n", "*", ">", "a*", "A", "é", "a__b", "a_", "x" * 64],
+    [
+        "",
+        " ",
+        "a b",
+        "a.b",
+        "a\n",
+        "a\r\nb",
+        "\n",
+        "*",
+        ">",
+        "a*",
+        "A",
+        "é",
+        "a__b",
+        "a_",
+        "x" * 64,
+    ],
 )
 def test_what_could_break_out_of_a_subject_is_no_name(bad):
     assert not subjects.is_name(bad)
