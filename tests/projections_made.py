@@ -47,6 +47,7 @@ from jetfleet.specs import JobSpec, Machine, ModelSpec
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections.batches import Batch
+from jetfleet_projections.warehouse import STREAMS, Warehouse
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SHARDS = 4
@@ -295,3 +296,31 @@ async def write(
         if number % 500 == 0:
             await connection.flush()
     await connection.flush()
+
+
+# Bodies that are no events.
+POISON = [
+    b"",
+    b"not json",
+    b"\xff\xfe{}",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"type":"jetfleet.invocation.queued"}',
+    b'{"a":' * 300 + b"1" + b"}" * 300,
+    b'{"a":"\\u0000"}',
+    b"{" * 70_000,
+]
+
+
+def feed(warehouse: Warehouse, log: Log, size: int = 10_000) -> None:
+    """Everything in the log that the warehouse has not, in batches of this size."""
+    for stream in STREAMS:
+        batch = log.batches[stream].after(warehouse.positions[stream].seq)
+        for start in range(0, len(batch), size):
+            warehouse.apply(batch.part(start, start + size))
+
+
+def one(warehouse: Warehouse, sql: str) -> Any:
+    ((value,),) = warehouse.connection.execute(sql).fetchall()
+    return value

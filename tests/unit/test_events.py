@@ -30,7 +30,8 @@ from jetfleet.events import (
 from made_events import JSON, events
 
 HOSTILE = [
-    "", " ", "a b", "a\tb", "a\r\nb", "a\nPUB x 1", "a\r\n", "a\n", ".", "a.b", "a.", "*", ">", "a*",
+    "", " ", "a b", "a\tb", "a\r\nb", "a\nPUB x 1", "a\r\n", "a\n", ".", "a.b", "a.", "*", ">",
+    "a*",
     "a>", "$JS", "a\0", "é", "a/b", "a:b", "a" * 65,
 ]  # fmt: skip
 # Fields of events that end up in a subject, a message id, or a header.

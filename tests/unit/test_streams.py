@@ -73,7 +73,7 @@ def test_a_queue_holds_its_shards_work_and_forgets_what_is_acknowledged(shard):
     assert not matches(transform["src"], subjects.cancel(shard, "default", "echo"))
     written = transform["dest"]
     for n, token in enumerate(("default", "echo", "normal"), start=1):
-        written = written.replace("{{wildcard(%d)}}" % n, token)
+        written = written.replace("{{wildcard(" + str(n) + ")}}", token)
     assert written == subjects.queue(shard, "default", "echo", "normal")
 
 

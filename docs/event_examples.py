@@ -1,0 +1,135 @@
+"""One example of each event, for docs/events.md: one story, with fixed ids and times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jetfleet import events
+from jetfleet.events import Event
+from jetfleet.specs import JobSpec, Machine, ModelSpec, Resources
+
+NOON = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+INVOCATION = "019c13f1-8a00-7c41-9d2e-5b7a10c3e601"
+REPLICA = "019c13f0-6d80-7a52-8e11-0c4d5f6a7b02"
+SESSION = "019c13f0-2ee0-7b63-9a22-1d5e6f7a8b03"
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+ORIGIN = "3f9a0c12b4d5"
+WORKER, JOB = "local", "filetype"
+MODEL = ModelSpec(
+    name="magika",
+    function="/srv/models/filetype.py:identify",
+    resources=Resources(memory_mib=200),
+    description="what type a file is, from its content",
+)
+JOB_SPEC = JobSpec(name=JOB, model=MODEL, min_replicas=2, max_replicas=2, timeout_s=30)
+WHY = events.Why(
+    policy="least-loaded",
+    policy_version=1,
+    reason="least loaded of 1 workers with room",
+    observed_registry_seq=4,
+    observed_fleet_seq=1,
+    candidates=(events.Candidate(worker=WORKER, score=0.9688),),
+)
+WHY_RELEASED = WHY.model_copy(update={"reason": "the job was deleted", "candidates": ()})
+PUBLIC_KEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+MACHINE = Machine(
+    hostname="box", cpu_count=8, memory_mib=16_384, disk_free_mib=91_000,
+    architecture="x86_64", python="3.11.7",
+)  # fmt: skip
+
+_DONE = {
+    "invocation": INVOCATION, "job": JOB, "worker": WORKER, "replica": REPLICA,
+    "attempt": 1, "run_s": 0.031,
+}  # fmt: skip
+_WORKER = {"worker": WORKER, "session": SESSION}
+_REPLICA = {"worker": WORKER, "job": JOB, "replica": REPLICA}
+_GONE = {"invocation": INVOCATION, "job": JOB}  # nobody ran it
+_CLIENT, _AGENT, _CONDUCTOR = f"gateway/{ORIGIN}", f"worker/{WORKER}", "conductor/5f0c1a2b"
+
+# type -> (source, data)
+_SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "model.registered": (_CLIENT, {"model": MODEL}),
+    "job.created": (_CLIENT, {"job": JOB_SPEC}),
+    "job.updated": (_CLIENT, {"job": JOB_SPEC, "changed": ("timeout_s",)}),
+    "job.enabled": (_CLIENT, {"job": JOB}),
+    "job.disabled": (_CLIENT, {"job": JOB, "reason": "the model is being retrained"}),
+    "job.deleted": (_CLIENT, {"job": JOB}),
+    "invocation.queued": (
+        _CLIENT,
+        {
+            "invocation": INVOCATION, "job": JOB, "input": {"path": "/etc/hostname"},
+            "origin": ORIGIN, "timeout_s": 30.0, "expires_at": NOON + timedelta(hours=1),
+        },
+    ),
+    "invocation.cancel_requested": (
+        _CLIENT,
+        {**_GONE, "queued_seq": 1, "origin": ORIGIN, "reason": "not needed any more"},
+    ),
+    "invocation.started": (_AGENT, {**_REPLICA, "invocation": INVOCATION, "attempt": 1}),
+    "invocation.completed": (_AGENT, {**_DONE, "output": {"label": "txt", "score": 0.98}}),
+    "invocation.failed": (
+        _AGENT,
+        {
+            **_DONE,
+            "error": events.Failure(
+                code="model_error",
+                message="ValueError: cannot read it: file_not_found_error",
+                detail="Traceback (most recent call last): ...",
+            ),
+        },
+    ),
+    "invocation.cancelled": (_CONDUCTOR, {**_GONE, "reason": "not needed any more"}),
+    "invocation.expired": (_CONDUCTOR, {**_GONE, "expires_at": NOON}),
+    "worker.joined": (
+        _AGENT, {**_WORKER, "machine": MACHINE, "agent_version": "0.1.0", "public_key": PUBLIC_KEY},
+    ),
+    "worker.draining": (_AGENT, _WORKER),
+    "worker.left": (_AGENT, _WORKER),
+    "worker.lost": (_CONDUCTOR, {**_WORKER, "silent_s": 6.2}),
+    "replica.preparing": (_AGENT, _REPLICA),
+    "replica.ready": (_AGENT, {**_REPLICA, "prepare_s": 0.84}),
+    "replica.failed": (
+        _AGENT,
+        {
+            **_REPLICA, "reason": "the model could not be imported",
+            "log_tail": ("ModuleNotFoundError: No module named 'magika'",),
+        },
+    ),
+    "replica.stopped": (_AGENT, _REPLICA),
+    "replica.assigned": (_CONDUCTOR, {**_REPLICA, "spec": JOB_SPEC, "shard": 2, "why": WHY}),
+    "replica.released": (_CONDUCTOR, {**_REPLICA, "why": WHY_RELEASED}),
+    "worker.heartbeat": (
+        _AGENT,
+        {
+            **_WORKER, "cpu": 0.21, "memory_used_mib": 3_021,
+            "jobs": (
+                events.JobLoad(
+                    job=JOB, tenant="default", replicas_ready=2, slots=2, running=1,
+                    finished=194, busy_s=6.1,
+                ),
+            ),
+        },
+    ),
+}  # fmt: skip
+
+
+def examples() -> Iterator[Event]:
+    """One of each, in the order of ``EVENT_TYPES``; each a valid event.
+
+    Raises:
+        KeyError: there is no example of a type.
+    """
+    for number, (name, kind) in enumerate(events.EVENT_TYPES.items()):
+        source, data = _SAID[name.removeprefix("jetfleet.")]
+        of_invocation = "invocation" in data
+        envelope = {
+            "id": f"019c13f1-8b{number:02x}-7000-8000-0000000000{number:02x}",
+            "source": source,
+            "time": NOON + timedelta(milliseconds=number),
+            "tenant": "default",
+            "correlationid": INVOCATION if of_invocation else None,
+            "traceparent": TRACE if of_invocation else None,
+        }
+        yield kind.model_validate({**envelope, "type": name, "data": data})
