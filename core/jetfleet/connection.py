@@ -178,7 +178,8 @@ class Connection:
         if self._redial is not None:
             self._redial.cancel()
         with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self.nats.flush(), 2)
+            async with asyncio.timeout(2):
+                await self.nats.flush()
         # uvloop raises RuntimeError when nats-py writes to a transport that the server has closed.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self.nats.close()
@@ -251,14 +252,21 @@ class Connection:
 
     async def ask(self, subject: str, body: bytes = b"", timeout_s: float = 5.0) -> Msg:
         """One request, one reply: the whole message. Raises as ``request`` does."""
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         try:
-            return await self.nats.request(subject, body, timeout=timeout_s)
+            reply = await self.nats.request(subject, body, timeout=timeout_s)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"nobody answers {subject}") from error
         except (TimeoutError, nats.errors.Error) as error:
             raise BrokerUnavailable(
                 f"no answer to {subject} within {timeout_s} s: {error}"
             ) from error
+        # Until Python 3.12, `asyncio.wait_for` inside forgets a cancellation that comes with the
+        # reply (python/cpython#86296): a process would never hear that it shall stop.
+        if task is not None and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
+        return reply
 
     async def api(
         self, verb: str, body: Mapping[str, Any] | None = None, timeout_s: float = 5.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,16 +51,21 @@ class QueueScan:
     items: dict[int, Queued] = field(default_factory=dict)  # by queue sequence, ascending
     by_invocation: dict[str, Queued] = field(default_factory=dict)
     next_seq: int = 1
+    _new: list[Queued] = field(default_factory=list)
 
     @property
     def stream(self) -> str:
         return subjects.queue_stream(self.shard)
 
-    async def refresh(self) -> list[Queued]:
-        """Forget what is gone, read what is new; returns the new ones."""
+    async def refresh(self, within_s: float | None = None) -> None:
+        """Forget what is gone, read what is new (``take_new``).
+
+        ``within_s``: stop reading after so many seconds and go on next time, so that looking into a
+        queue that fills quickly does not slow down who fills it.
+        """
+        until = None if within_s is None else time.monotonic() + within_s
         state = (await self.connection.api(f"STREAM.INFO.{self.stream}"))["state"]
         self._forget_below(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
-        new: list[Queued] = []
         while self.next_seq <= state["last_seq"]:
             found = 0
             async for message in self._batch():
@@ -69,9 +75,15 @@ class QueueScan:
                 if item is not None:
                     self.items[item.seq] = item
                     self.by_invocation[item.invocation] = item
-                    new.append(item)
+                    self._new.append(item)
             if not found:
                 self.next_seq = state["last_seq"] + 1
+            if until is not None and time.monotonic() > until:
+                break
+
+    def take_new(self) -> list[Queued]:
+        """What was read since this was last asked."""
+        new, self._new = self._new, []
         return new
 
     def forget(self, item: Queued) -> None:

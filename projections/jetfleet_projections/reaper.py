@@ -37,6 +37,7 @@ from jetfleet_projections.queue_scan import Queued, QueueScan
 logger = logging.getLogger("jetfleet.reaper")
 TICK_S = 0.5
 RECHECK_S = 1.0
+LOOK_S = 0.02  # a pass reads each queue for so long, so that a flood of work is not slowed by it
 CANCELS_SINCE = timedelta(hours=24)  # the longest a job may let work wait
 RESCUE_SINCE = timedelta(minutes=2)
 
@@ -96,13 +97,16 @@ class Reaper:
 
     async def _pass(self) -> None:
         for scan in self.scans:
-            for item in await scan.refresh():
-                heapq.heappush(self._due, (item.expires_at.timestamp(), scan.shard, item.seq))
+            # A cancellation is looked for in all of its queue; expiry may come a little later.
+            await scan.refresh(None if self._cancels else LOOK_S)
         due = self._rescue_at
         if due is not None and due <= datetime.now(UTC):
             await rescue(self.connection, self.scans, RESCUE_SINCE)
             if self._rescue_at == due:  # no other restart meanwhile
                 self._rescue_at = None
+        for scan in self.scans:
+            for item in scan.take_new():
+                heapq.heappush(self._due, (item.expires_at.timestamp(), scan.shard, item.seq))
         await self._cancel_queued()
         await self._expire()
         await self._sweep_deleted()
