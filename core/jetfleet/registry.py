@@ -220,20 +220,20 @@ class Registry:
 
     async def delete_job(self, name: str) -> Change:
         """Raises JobNotFound."""
-        await self.find_job(name)
-        event = JobDeleted(**self.stamp(self.tenant), data=JobDeleted.Data(job=name))
-        seq = await self._write_job(event, name, "deleted")
-        if not seq:
-            raise Conflict(f"inference job {name!r} is being changed by others; try again")
-        return Change("deleted", name, seq=seq)
+        for _ in range(WRITE_ATTEMPTS):
+            await self.find_job(name)
+            event = JobDeleted(**self.stamp(self.tenant), data=JobDeleted.Data(job=name))
+            if seq := await self._write_job(event, name, "deleted"):
+                return Change("deleted", name, seq=seq)
+        raise Conflict(f"inference job {name!r} is being changed by others; try again")
 
     async def _switch(self, event: Event, name: str, verb: str, *, enabled: bool) -> Change:
-        if (await self.find_job(name)).enabled is enabled:
-            return Change("unchanged", name)
-        seq = await self._write_job(event, name, verb)
-        if not seq:
-            raise Conflict(f"inference job {name!r} is being changed by others; try again")
-        return Change("updated", name, ("enabled",), seq)
+        for _ in range(WRITE_ATTEMPTS):
+            if (await self.find_job(name)).enabled is enabled:
+                return Change("unchanged", name)
+            if seq := await self._write_job(event, name, verb):
+                return Change("updated", name, ("enabled",), seq)
+        raise Conflict(f"inference job {name!r} is being changed by others; try again")
 
     async def _write_job(self, event: Event, name: str, verb: str) -> int:
         subject = subjects.job_event(self.tenant, name, verb)
