@@ -49,6 +49,7 @@ class Conductor:
     registry: RegistryState = field(default_factory=RegistryState)
     fleet: FleetState = field(default_factory=FleetState)
     set_aside: int = 0
+    rounds: int = 0  # looks at the whole since it began
     _readers: list[LogReader] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: dict[str, float] = field(default_factory=dict)  # worker session -> monotonic seconds
@@ -83,6 +84,7 @@ class Conductor:
             tasks.create_task(self.reaper.run())
             while True:
                 await self._round()
+                self.rounds += 1
                 self._wake.clear()
                 try:
                     async with asyncio.timeout(TICK_S):

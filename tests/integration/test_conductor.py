@@ -132,7 +132,9 @@ async def settled(*conductors: Any) -> None:
         await until(
             lambda c=conductor, at=info["state"]["last_seq"]: c.fleet.seq >= at, "it is folded"
         )
-    await asyncio.sleep(1.2)  # two of its rounds; what it does not decide leaves no event to await
+    for conductor in conductors:
+        # What it does not decide leaves no event to await, so wait for two whole looks.
+        await until(lambda c=conductor, at=conductor.rounds + 2: c.rounds >= at, "it looked twice")
 
 
 # -- deciding
