@@ -67,7 +67,10 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
         _CLIENT,
         {**_GONE, "queued_seq": 1, "origin": ORIGIN, "reason": "not needed any more"},
     ),
-    "invocation.started": (_AGENT, {**_REPLICA, "invocation": INVOCATION, "attempt": 1}),
+    "invocation.started": (
+        _AGENT,
+        {**_REPLICA, "invocation": INVOCATION, "attempt": 1, "run_s": 0.0206},
+    ),
     "invocation.completed": (_AGENT, {**_DONE, "output": {"label": "txt", "score": 0.98}}),
     "invocation.failed": (
         _AGENT,

@@ -112,11 +112,17 @@ class Log:
         )
 
     def started(
-        self, invocation: str, job: str = "echo", worker: str = "w1", attempt: int = 1
+        self,
+        invocation: str,
+        job: str = "echo",
+        worker: str = "w1",
+        attempt: int = 1,
+        run_s: float = 0,
     ) -> int:
         data = InvocationStarted.Data(
-            invocation=invocation, job=job, worker=worker, replica=f"r-{worker}", attempt=attempt
-        )
+            invocation=invocation, job=job, worker=worker, replica=f"r-{worker}", attempt=attempt,
+            run_s=run_s,
+        )  # fmt: skip
         event = InvocationStarted(**self.stamp(self.tenant), data=data)
         shard = subjects.shard_of(job, SHARDS)
         return self.put(INVOCATIONS, subjects.started(shard, self.tenant, job, worker), event)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jetfleet.attempt")
 CANCEL_DEADLINE_S = 2.0  # a model that was asked to stop and did not is killed then
+STARTED_AFTER_S = 0.02  # an attempt that ends sooner is told of by its outcome alone
 TEXT_LIMIT = 16_000  # characters of a traceback or log tail kept in the log
 
 
@@ -65,6 +66,7 @@ class Task:
     _began: float = 0.0
     _call: tuple[Replica, Session, Call] | None = None
     _over: asyncio.Future[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     @property
     def invocation(self) -> str:
@@ -203,18 +205,20 @@ class Task:
         if self._cancel_reason is not None:
             raise CallCancelled("cancelled before it began")
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._say_started, replica.id, self.attempt)  # once the call is on its way
-        timer = loop.call_later(self.event.data.timeout_s, self._on_timeout)
+        self._timer = loop.call_later(STARTED_AFTER_S, self._on_goes_on, replica.id)
         self._call, self._over = (replica, session, call), loop.create_future()
         try:
             return await session.invoke(call)
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._call = None
             self._over.set_result(None)
 
-    def _say_started(self, replica: str, attempt: int) -> None:
-        self.owner.publisher.started(self.event, replica, attempt)
+    def _on_goes_on(self, replica: str) -> None:
+        run_s = time.monotonic() - self._began
+        self.owner.publisher.started(self.event, replica, self.attempt, run_s)
+        rest_s = self.event.data.timeout_s - run_s
+        self._timer = asyncio.get_running_loop().call_later(max(rest_s, 0), self._on_timeout)
 
     def _on_timeout(self) -> None:
         self._timed_out = True

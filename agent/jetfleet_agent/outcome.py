@@ -37,7 +37,7 @@ class Publisher:
     stamp: Stamp
     inline_limit: int
 
-    def started(self, event: InvocationQueued, replica: str, attempt: int) -> None:
+    def started(self, event: InvocationQueued, replica: str, attempt: int, run_s: float) -> None:
         """Not awaited by the broker: it informs, nothing hangs on it."""
         said = compose(
             InvocationStarted,
@@ -48,6 +48,7 @@ class Publisher:
                 "worker": self.worker,
                 "replica": replica,
                 "attempt": attempt,
+                "run_s": run_s,
             },
         )
         subject = subjects.started(self.shard, self.tenant, self.job, self.worker)
@@ -90,12 +91,11 @@ class Publisher:
     async def _store(self, event: InvocationQueued, body: bytes) -> None:
         """Return when the log has it, however long that takes; the broker drops a second one."""
         subject = subjects.done(self.shard, self.tenant, self.job, event.data.origin, self.worker)
+        msg_id = subjects.outcome_id(event.data.invocation, event.id)
         wait = RETRY_S
         while True:
             try:
-                await self.connection.store(
-                    subject, body, msg_id=f"{event.data.invocation}.done", timeout_s=None
-                )
+                await self.connection.store(subject, body, msg_id=msg_id, timeout_s=None)
             except (LogFull, ApiError, BrokerUnavailable) as error:
                 logger.warning("! outcome of %s not stored: %s", event.data.invocation, error)
                 await asyncio.sleep(wait)

@@ -25,7 +25,6 @@ from jetfleet.log import LogReader, Message
 from jetfleet.streams import INVOCATIONS
 
 logger = logging.getLogger("jetfleet.outcomes")
-DONE = ".done"
 # The outcome says how many chunks came before it; they are waited for this long.
 LATE_CHUNK_S = 2.0
 GATHER_S = 0.02  # one look into the log serves all who ask for it within this time
@@ -155,7 +154,7 @@ class Outcomes:
         return waiter
 
     def _on_done(self, message: Msg) -> None:
-        invocation = (message.headers or {}).get("Nats-Msg-Id", "")[: -len(DONE)]
+        invocation = subjects.outcome_of((message.headers or {}).get("Nats-Msg-Id", ""))
         waiter = self.waiting.get(invocation)
         # The broker vouches for the job token of the subject, not for what the body says.
         if waiter is not None and message.subject.split(".")[4] == waiter.job:
@@ -182,7 +181,7 @@ class Outcomes:
         reader = LogReader(self.connection, INVOCATIONS, (subject,), start=start)
         async for batch in reader.batches():
             for message in batch:
-                invocation = (message.headers or {}).get("Nats-Msg-Id", "")[: -len(DONE)]
+                invocation = subjects.outcome_of((message.headers or {}).get("Nats-Msg-Id", ""))
                 waiter = self.waiting.get(invocation)
                 if waiter is not None and message.subject.split(".")[4] == waiter.job:
                     waiter.resolve(message.body)
@@ -201,12 +200,12 @@ async def watch(
 ) -> Subscription:
     """Resolve ``waiter`` from the log or from now on; stop the subscription when done with it."""
     subject = subjects.done(subjects.ANY, waiter.tenant, waiter.job, origin, subjects.ANY)
-    msg_id, reference = waiter.invocation + DONE, weakref.ref(waiter)
+    invocation, reference = waiter.invocation, weakref.ref(waiter)
 
     def take(message: Msg | Message) -> None:
         body = message.data if isinstance(message, Msg) else message.body
-        target = reference()
-        if target is not None and (message.headers or {}).get("Nats-Msg-Id") == msg_id:
+        target, msg_id = reference(), (message.headers or {}).get("Nats-Msg-Id", "")
+        if target is not None and subjects.outcome_of(msg_id) == invocation:
             target.resolve(body)
 
     subscription = await connection.subscribe(subject, take)

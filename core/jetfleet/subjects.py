@@ -112,6 +112,21 @@ def ask_credentials(worker: str) -> str:
     return f"jf.auth.{worker}"
 
 
+# -- message ids (`Nats-Msg-Id`) ------------------------------------------------------------------
+def outcome_id(invocation: str, queued_event: str) -> str:
+    """Of an invocation's outcome, whoever publishes it: the broker drops a second one.
+
+    The queued event's id is known to the job's workers and to readers of the log alone, so nobody
+    else can take the message id first.
+    """
+    return f"{invocation}.{queued_event}.done"
+
+
+def outcome_of(message_id: str) -> str:
+    """The invocation that an outcome's message id names."""
+    return message_id.partition(".")[0]
+
+
 # -- filters
 ALL_INVOCATIONS = "jf.inv.>"
 ALL_QUEUED = queued(ANY, ANY, ANY, ANY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from jetfleet.events import (
@@ -66,12 +66,13 @@ def evolve_view(view: InvocationView | None, event: AnyEvent, seq: int) -> Invoc
         return view
     if isinstance(event, InvocationStarted):
         return replace(
-            view, state="started", started_at=event.time, worker=event.data.worker,
+            view, state="started", started_at=_began(event), worker=event.data.worker,
             attempts=max(view.attempts, event.data.attempt),
         )  # fmt: skip
     if isinstance(event, OUTCOMES):
         return replace(
             view, state=_STATUS[type(event)], finished_at=event.time, outcome=event,
+            started_at=_began(event) or view.started_at,
             worker=event.data.worker or view.worker,
             attempts=max(view.attempts, event.data.attempt),
         )  # fmt: skip
@@ -97,6 +98,16 @@ def view_of_row(row: Mapping[str, Any]) -> InvocationView:
         attempts=row["attempts"] or 0,
         outcome=event if isinstance(event, OUTCOMES) else None,
     )
+
+
+def _began(event: InvocationStarted | OutcomeEvent) -> datetime | None:
+    """When the last attempt began; None when there was none, or the claim is of no calendar."""
+    if event.data.run_s is None:
+        return None
+    try:
+        return event.time - timedelta(seconds=event.data.run_s)
+    except OverflowError:
+        return None
 
 
 def _time(text: str | None) -> datetime | None:

@@ -163,6 +163,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         self._run = statements.Runner(self.connection).run
+        self._run("invocations.sql", "create_began")
         ((self._path,),) = self.connection.execute("SELECT current_database()").fetchall()
 
     def sift(self, staged: Staged) -> None:

@@ -1,6 +1,10 @@
 -- From staged events of INVOCATIONS to the table `invocations`. The first queued event of an
 -- invocation and the first outcome in stream order count.
 
+-- name: create_began
+-- When an attempt began that had run so many seconds; by the clock of the time given.
+CREATE OR REPLACE TEMP MACRO began(time, run_s) AS time - to_microseconds(round(run_s * 1e6)::BIGINT);
+
 -- name: create_folded
 -- What the batch says of each invocation; `rid`: the row that is there already, `strays`: the first
 -- word is not that it was queued.
@@ -29,9 +33,9 @@ whole AS (
     FROM said GROUP BY invocation, tenant, job
 ),
 starts AS (
-    SELECT w.invocation, w.tenant, w.job, arg_max(s.time, s.seq) AS started_at,
+    SELECT w.invocation, w.tenant, w.job, arg_max(began(s.time, s.run_s), s.seq) AS started_at,
         arg_max(s.worker, s.seq) AS worker, arg_max(s.replica, s.seq) AS replica,
-        max(s.attempt) AS attempts, min(s.stored_at) AS first_started_at
+        max(s.attempt) AS attempts, arg_min(began(s.stored_at, s.run_s), s.seq) AS first_started_at
     FROM staged s JOIN whole w
     ON w.invocation = s.invocation AND w.tenant = s.tenant AND w.job = s.job
     WHERE s.verb = 'started' AND (w.finished_seq IS NULL OR s.seq < w.finished_seq)
@@ -41,9 +45,10 @@ SELECT w.rid, w.queued_seq, w.last_seq, w.cancel_seq, d.seq AS finished_seq,
     w.outcomes - (d.seq IS NOT NULL)::INTEGER AS superseded,
     w.times_queued - (w.rid IS NULL)::INTEGER AS requeued,
     split_part(d.type, '.', 3) AS outcome, d.time AS finished_at, d.run_s, d.chunks, d.error_code,
-    d.error_message, t.started_at, coalesce(d.worker, t.worker) AS worker,
+    d.error_message, coalesce(began(d.time, d.run_s), t.started_at) AS started_at, coalesce(d.worker, t.worker) AS worker,
     coalesce(d.replica, t.replica) AS replica, greatest(d.attempt, t.attempts) AS attempts,
-    (epoch_us(t.first_started_at) - epoch_us(w.queued_stored_at)) / 1e6 AS wait_s,
+    (epoch_us(coalesce(t.first_started_at, began(d.stored_at, d.run_s)))
+        - epoch_us(w.queued_stored_at)) / 1e6 AS wait_s,
     w.rid IS NULL AND w.first_seq IS DISTINCT FROM w.queued_seq AS strays
 FROM whole w
 LEFT JOIN starts t ON t.invocation = w.invocation AND t.tenant = w.tenant AND t.job = w.job

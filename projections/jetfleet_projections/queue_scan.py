@@ -37,6 +37,7 @@ class Queued:
     job: str
     priority_class: str
     invocation: str
+    event: str  # id of the queued event
     origin: str
     expires_at: datetime
     trace: str | None
@@ -144,6 +145,7 @@ def _read(shard: int, message: Msg) -> Queued | None:
         data.job,
         data.priority_class,
         data.invocation,
+        event.id,
         data.origin,
         data.expires_at,
         event.traceparent,

@@ -192,7 +192,8 @@ class Reaper:
     async def _end(self, item: Queued, outcome: OutcomeEvent) -> None:
         """Publish the outcome, then take the item out of its queue: nothing is lost."""
         subject = subjects.done(item.shard, item.tenant, item.job, item.origin, subjects.NOBODY)
-        await self.connection.store(subject, encode(outcome), msg_id=f"{item.invocation}.done")
+        msg_id = subjects.outcome_id(item.invocation, item.event)
+        await self.connection.store(subject, encode(outcome), msg_id=msg_id)
         try:
             await self.connection.api(
                 f"STREAM.MSG.DELETE.{subjects.queue_stream(item.shard)}",

@@ -169,7 +169,7 @@ CREATE TABLE invocations (
     expires_at TIMESTAMP NOT NULL,
     idempotency_key VARCHAR,
     cancel_seq BIGINT, -- first request to cancel
-    started_at TIMESTAMP, -- last attempt
+    started_at TIMESTAMP, -- last attempt, by the worker's clock
     worker VARCHAR,
     replica VARCHAR,
     attempts INTEGER NOT NULL,

@@ -73,7 +73,7 @@ written AS (
             ',"idempotency_key":' || idempotency_key, '}')
         WHEN kind = 'started' THEN concat(
             '{"invocation":"', invocation, '","job":"', job, '","worker":"', worker,
-            '","replica":"', replica, '","attempt":', attempt, '}')
+            '","replica":"', replica, '","attempt":', attempt, ',"run_s":' || run_s, '}')
         WHEN kind = 'cancel_requested' THEN concat(
             '{"invocation":"', invocation, '","job":"', job, '","queued_seq":', queued_seq,
             ',"origin":"', origin, '","reason":', reason, '}')
@@ -137,8 +137,8 @@ SELECT t.seq, t.stored_at, t.subject, id, type, time, t.tenant, source, correlat
                     ',"detail":', failure.detail, ',"history":[]}')
             ELSE false END
         AND (t.verb IN ('queued', 'cancel') OR attempts >= 0 AND regexp_full_match(attempt, '\d+'))
-        AND (t.verb <> 'done' OR chunk_count >= 0 AND regexp_full_match(chunks, '\d+')
-            AND (run_s IS NULL OR ran >= 0 AND isfinite(ran))),
+        AND (t.verb <> 'done' OR chunk_count >= 0 AND regexp_full_match(chunks, '\d+'))
+        AND (run_s IS NULL OR ran BETWEEN 0 AND 1e9),
         false) AS plain
 FROM typed t LEFT JOIN routes r ON r.subject = t.subject;
 

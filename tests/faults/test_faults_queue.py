@@ -58,7 +58,7 @@ async def test_one_replica_serves_500_queued_in_the_order_of_the_log(client: Cli
     ids = [handle.invocation for handle in handles]
     story = await all_ended(client, ids)
     queued = sorted(ids, key=story.queued.__getitem__)
-    served = [e.data.invocation for e in story.started if e.data.job == "order"]
+    served = [each for each in story.outcomes if each in story.queued]
     assert served == queued
     assert all(isinstance(story.counting(each), InvocationCompleted) for each in ids)
     await emptied(client, "order")

@@ -80,8 +80,21 @@ async def test_what_is_submitted_is_run_and_its_outcome_heard(client, fleet):
 
     kinds = [r.event async for r in client.events() if r.event is not None]
     mine = [e for e in kinds if e.correlationid == handle.invocation]
+    assert [type(e) for e in mine] == [InvocationQueued, InvocationCompleted]
+    assert mine[1].causationid == mine[0].id
+    view = await client.find(handle.invocation)
+    assert view.queued_at <= view.started_at < view.finished_at
+
+
+async def test_an_attempt_that_goes_on_is_told_while_it_runs(client, fleet):
+    await declare(client, "slow", behaves="aact")
+    handle = await client.submit("slow", 0.1)
+    await handle.outcome(WAIT)
+    kinds = [r.event async for r in client.events() if r.event is not None]
+    mine = [e for e in kinds if e.correlationid == handle.invocation]
     assert [type(e) for e in mine] == [InvocationQueued, InvocationStarted, InvocationCompleted]
     assert mine[1].causationid == mine[2].causationid == mine[0].id
+    assert 0 < mine[1].data.run_s < mine[2].data.run_s
 
 
 async def test_run_returns_what_the_model_returned_or_raises_what_it_ended_with(client, fleet):

@@ -157,7 +157,7 @@ class TinyWorker:
         await self.connection.store(
             subjects.done(self.shard, "default", data.job, data.origin, WORKER),
             encode(outcome),
-            msg_id=f"{data.invocation}.done",
+            msg_id=subjects.outcome_id(data.invocation, queued.id),
             timeout_s=None,
         )
         await message.respond(b"+ACK")

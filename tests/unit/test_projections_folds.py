@@ -237,7 +237,7 @@ def test_every_event_as_the_core_composes_it_is_read_by_sql(warehouse: Warehouse
                 "idempotency_key": "k",
             },
         ),
-        ("jf.inv.0.default.echo.started.w1", InvocationStarted, facts),
+        ("jf.inv.0.default.echo.started.w1", InvocationStarted, {**facts, "run_s": 0.0206}),
         (
             "jf.inv.0.default.echo.done.g1.w1",
             InvocationCompleted,

@@ -73,6 +73,33 @@ def test_invocation_is_followed_from_queued_to_completed(warehouse: Warehouse, l
     assert found["superseded"] == found["requeued"] == 0
 
 
+def test_a_short_run_is_told_by_its_outcome_alone(warehouse: Warehouse, log: Log) -> None:
+    invocation = log.clock.new_id()
+    log.queued(invocation)
+    log.done(invocation, run_s=0.0004)
+    feed(warehouse, log)
+    found = row(warehouse)
+    assert found["wait_s"] == pytest.approx(0.003 - 0.0004, abs=1e-6)
+    assert (found["finished_at"] - found["started_at"]).total_seconds() == 0.0004
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_waiting_ends_with_the_first_attempt_and_running_begins_with_the_last(
+    warehouse: Warehouse, log: Log, together: bool
+) -> None:
+    invocation = log.clock.new_id()
+    log.queued(invocation)
+    log.started(invocation, run_s=0.0002)
+    if not together:
+        feed(warehouse, log)
+    log.done(invocation, attempt=2, run_s=0.0001)
+    feed(warehouse, log)
+    found = row(warehouse)
+    assert found["wait_s"] == pytest.approx(0.0028, abs=1e-6)
+    assert (found["finished_at"] - found["started_at"]).total_seconds() == 0.0001
+    assert found["attempts"] == 2
+
+
 def test_first_outcome_in_stream_order_counts_and_later_ones_are_superseded(
     warehouse: Warehouse, log: Log
 ) -> None:

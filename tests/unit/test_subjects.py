@@ -89,6 +89,12 @@ def test_the_filters_of_streams_take_what_belongs_in_them(filter_, maker):
     assert matches(filter_, maker(*["x"] * len(inspect.signature(maker).parameters)))
 
 
+def test_an_outcomes_message_id_names_its_invocation_and_cannot_be_had_from_that_alone():
+    one, other = subjects.outcome_id("i1", "e1"), subjects.outcome_id("i1", "e2")
+    assert one != other
+    assert subjects.outcome_of(one) == subjects.outcome_of(other) == "i1"
+
+
 @pytest.mark.parametrize("maker", [subjects.cancel, subjects.started, subjects.done])
 def test_only_queued_events_are_work(maker):
     made = maker(*["x"] * len(inspect.signature(maker).parameters))

@@ -8,7 +8,13 @@ import json
 import pytest
 
 from given import at, cancelled, completed, envelope, queued, started
-from jetfleet.events import InvocationExpired, InvocationFailed, encode
+from jetfleet.events import (
+    InvocationCompleted,
+    InvocationExpired,
+    InvocationFailed,
+    InvocationStarted,
+    encode,
+)
 from jetfleet.views import InvocationView, evolve_view, view_of_row
 
 
@@ -40,6 +46,27 @@ def test_a_queued_invocation_waits():
 def test_a_started_one_names_who_runs_it():
     view = seen(queued("i1"), started("i1", "w1", seconds=1))
     assert (view.state, view.worker, view.started_at, view.attempts) == ("started", "w1", at(1), 1)
+
+
+def test_when_an_attempt_began_is_told_by_how_long_it_had_run():
+    told = InvocationStarted(
+        **envelope(1.5),
+        data={"invocation": "i1", "job": "echo", "worker": "w1", "replica": "r", "attempt": 1,
+              "run_s": 0.5},
+    )  # fmt: skip
+    assert seen(queued("i1"), told).started_at == at(1)
+
+
+def test_an_outcome_alone_tells_when_its_attempt_began():
+    data = {"invocation": "i1", "job": "echo", "worker": "w1", "attempt": 1, "run_s": 0.25}
+    view = seen(queued("i1"), InvocationCompleted(**envelope(2), data=data))
+    assert (view.started_at, view.finished_at) == (at(1.75), at(2))
+
+
+def test_a_run_longer_than_the_calendar_has_no_beginning():
+    ancient = {**envelope(2), "time": "0001-01-01T00:00:00Z"}
+    data = {"invocation": "i1", "job": "echo", "worker": "w1", "attempt": 1, "run_s": 1e9}
+    assert seen(queued("i1"), InvocationCompleted(**ancient, data=data)).started_at is None
 
 
 def test_a_second_attempt_elsewhere_is_counted():

@@ -10,6 +10,8 @@ from pydantic import Field
 from jetfleet.events.envelope import Event
 from jetfleet.specs import Frozen, Name, Token
 
+LONGEST_RUN_S = 1e9  # what claims more is no event
+
 
 class BlobRef(Frozen):
     """A payload over the inline limit: JSON bytes in pieces in the PAYLOADS stream."""
@@ -55,7 +57,7 @@ class InvocationCancelRequested(Event):
 
 
 class InvocationStarted(Event):
-    """A worker began an attempt."""
+    """An attempt goes on; one that ends sooner is told of by its outcome alone."""
 
     class Data(Frozen):
         invocation: Token
@@ -63,6 +65,9 @@ class InvocationStarted(Event):
         worker: Name
         replica: Token
         attempt: int = Field(ge=1)
+        run_s: float = Field(
+            0, ge=0, le=LONGEST_RUN_S, description="seconds it had run when this was said"
+        )
 
     type: Literal["jetfleet.invocation.started"] = "jetfleet.invocation.started"
     data: Data
@@ -94,7 +99,9 @@ class Outcome(Frozen):
     worker: Name | None = Field(None, description="who ran it; None when nobody did")
     replica: str | None = None
     attempt: int = Field(0, ge=0, description="attempts begun")
-    run_s: float | None = Field(None, ge=0, description="seconds the last attempt ran")
+    run_s: float | None = Field(
+        None, ge=0, le=LONGEST_RUN_S, description="seconds the last attempt ran"
+    )
     chunks: int = Field(0, ge=0, description="output chunks streamed before this event")
 
 
