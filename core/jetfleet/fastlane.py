@@ -30,6 +30,28 @@ _PLAIN = b"NATS/1.0\r\n"  # a status would stand in this line
 _LINE = b"\r\n"
 
 
+class FastMsg(Msg):  # type: ignore[misc]  # nats-py is untyped here
+    """A message whose headers are read when somebody asks for them."""
+
+    def __init__(
+        self, client: Nats, subject: str, reply: str, data: bytes, header: bytes | None
+    ) -> None:
+        self._client = client
+        self.subject = subject
+        self.reply = reply
+        self.data = data
+        self._header = header
+        self._ackd = False
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """By name; of several of one name the last."""
+        if not self._header:
+            return None
+        lines = self._header[len(_PLAIN) : -4].decode("utf-8", "replace").split("\r\n")
+        return {name: text.strip() for name, _, text in (x.partition(":") for x in lines)}
+
+
 class FastParser(Parser):  # type: ignore[misc]  # nats-py is untyped here
     """Messages without regular expressions; every other line goes to nats-py's parser."""
 
@@ -53,13 +75,10 @@ class FastParser(Parser):  # type: ignore[misc]  # nats-py is untyped here
                 break
             body = begin + (int(words[-2]) if with_header else 0)
             reply = words[3] if len(words) == 5 + with_header else b""
-            await self.nc._process_msg(
-                int(words[2]),
-                words[1],
-                reply,
-                buffer[body : begin + size],
-                buffer[begin:body] if with_header else None,
-            )
+            header = buffer[begin:body] if with_header else None
+            data = buffer[body : begin + size]
+            if not self.nc.take_direct(int(words[2]), words[1], reply, data, header):
+                await self.nc._process_msg(int(words[2]), words[1], reply, data, header)
             at = begin + size + 2
         self._rest = buffer[at:]
 
@@ -91,6 +110,18 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             self._direct[self._sid + 1] = take
         return await self.subscribe(subject, cb=slowly)
 
+    def take_direct(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, header: bytes | None
+    ) -> bool:
+        """Hand a plain message to its subscription's ``take``; False: it has none, or a status."""
+        take = self._direct.get(sid)
+        if take is None or (header and not header.startswith(_PLAIN)):
+            return False
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        take(FastMsg(self, subject.decode(), reply.decode(), data, header))
+        return True
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
@@ -100,13 +131,7 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        parsed: dict[str, str] | None = None
-        if headers:
-            if headers.startswith(_PLAIN):
-                lines = headers[len(_PLAIN) : -4].decode("utf-8", "replace").split("\r\n")
-                parsed = {name: text.strip() for name, _, text in (x.partition(":") for x in lines)}
-            else:
-                parsed = await self._process_headers(headers)
+        parsed = await self._process_headers(headers) if headers else None
         take(Msg(self, subject.decode(), reply.decode(), data, parsed))
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
