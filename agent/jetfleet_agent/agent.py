@@ -215,6 +215,9 @@ class Agent:
                 self.workdir / data.replica,
                 lambda: self._slots_changed((event.tenant, data.job)),
                 self.settings.payload_limit,
+                self.identity.name,
+                data.gpus,
+                lambda stage: self._report(replica, stage),
             )
             self.replicas[replica.id] = replica
             self._soon(self._begin(replica, event))
@@ -247,10 +250,21 @@ class Agent:
         took = asyncio.get_running_loop().time() - began
         ready = ReplicaReady(
             **self.stamp(replica.tenant, cause=event),
-            data=ReplicaReady.Data(**facts, prepare_s=round(took, 3), restarts=replica.restarts),
+            data=ReplicaReady.Data(
+                **facts,
+                prepare_s=round(took, 3),
+                restarts=replica.restarts,
+                **replica.described(),
+            ),
         )
         await self._say(ready, "ready")
         logger.info("replica of %s ready in %.2f s", replica.spec.name, took)
+
+    def _report(self, replica: Replica, stage: str) -> None:
+        """What a long start does just now, as an event."""
+        data = ReplicaPreparing.Data(**self._facts(replica), stage=stage)
+        said = ReplicaPreparing(**self.stamp(replica.tenant), data=data)
+        self._soon(self._say(said, "preparing"))
 
     async def _job(self, replica: Replica, shard: int) -> JobWorker:
         """The job's worker here, opened with rights on its queue when it is the first."""

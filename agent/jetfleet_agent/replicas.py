@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jetfleet.specs import JobSpec
 from jetfleet_agent.contracts import Session, contract_of
-from jetfleet_agent.runtimes import Instance, StartFailed, describe_exit, runtime_of
+from jetfleet_agent.runtimes import Instance, Place, StartFailed, describe_exit, runtime_of
 
 logger = logging.getLogger("jetfleet.replica")
 STOP_GRACE_S = 5.0
@@ -27,6 +27,7 @@ class Replica:
     Args:
         changed: called whenever the replica begins or ceases to serve.
         max_output_bytes: larger outputs are invalid.
+        report: is told what a long start does just now.
     """
 
     id: str
@@ -35,6 +36,9 @@ class Replica:
     workdir: Path
     changed: Callable[[], None]
     max_output_bytes: int
+    worker: str
+    gpus: tuple[str, ...]
+    report: Callable[[str], None]
     running: int = 0  # calls in it
     restarts: int = 0
     session: Session | None = None
@@ -58,6 +62,11 @@ class Replica:
         """The model's last lines of output."""
         return self.instance.tail() if self.instance is not None else ()
 
+    def described(self) -> dict[str, str]:
+        """What its ready event says of the instance."""
+        instance = self.instance
+        return {} if instance is None else {"image": instance.image, "network": instance.network}
+
     async def start(self, on_lost: Callable[[Replica], Awaitable[None]]) -> None:
         """Start the model and return when it serves; ``on_lost``: it ended and does not come back.
 
@@ -72,7 +81,10 @@ class Replica:
         contract = contract_of(model.contract, max_output_bytes=self.max_output_bytes)
         self.workdir.mkdir(parents=True, exist_ok=True)
         launch = contract.launch(model, self.spec.concurrency, self.workdir)
-        self.instance = instance = await runtime_of(model.runtime).start(launch)
+        place = Place(
+            self.id, self.tenant, self.spec.name, self.worker, model, self.gpus, self.report
+        )
+        self.instance = instance = await runtime_of(model.runtime).start(launch, place)
         session = contract.session(model, instance, launch, self.spec.concurrency)
         try:
             async with asyncio.timeout(model.startup_timeout_s):

@@ -36,6 +36,9 @@ class ContractName(StrEnum):
 
     FUNCTION = "function"
     OPENAI = "openai"
+    COG = "cog"
+    SAGEMAKER = "sagemaker"
+    OPENINFERENCE = "openinference"
 
 
 class RuntimeName(StrEnum):
@@ -55,11 +58,38 @@ class Resources(Frozen):
     )
 
 
+class Container(Frozen):
+    """How a model's container runs. What is not allowed here is refused to it."""
+
+    port: int | None = Field(
+        None, ge=1, le=65_535, description="where it listens; None: the usual port of its contract"
+    )
+    network: bool = Field(False, description="may reach the network; otherwise it has none")
+    cache: str | None = Field(
+        None,
+        pattern=r"^/[^:]+$",
+        description="folder of the container that is kept on the worker, for downloaded weights",
+    )
+    user: str | None = Field(
+        None,
+        description="user to run as; None: the image's, or nobody where the image runs as root and"
+        " works without",
+    )
+    cpus: float | None = Field(None, gt=0, description="CPUs it may use; None: all of the worker")
+    pids: int = Field(512, ge=8, description="processes and threads at once")
+    tmp_mib: int = Field(256, ge=1, description="size of /tmp, in memory: nothing else is writable")
+    shm_mib: int = Field(64, ge=1, description="size of /dev/shm")
+    max_image_mib: int = Field(
+        20_480, ge=1, description="larger images are refused, before and while they are pulled"
+    )
+
+
 class ModelSpec(Frozen):
     """A model version; immutable once registered.
 
-    Exactly one of ``function`` (``file.py:function``), ``command`` (a server to start; ``{port}``
-    in an argument becomes its port) and ``image`` says what runs.
+    With runtime process, exactly one of ``function`` (``file.py:function``) and ``command`` (a
+    server to start; ``{port}`` in an argument becomes its port) says what runs. With runtime docker
+    it is ``image``; ``function`` names a file in it, ``command`` replaces the image's own.
     """
 
     name: Name
@@ -68,7 +98,13 @@ class ModelSpec(Frozen):
     runtime: RuntimeName = RuntimeName.PROCESS
     function: str | None = Field(None, description="file.py:function, for the function contract")
     command: tuple[str, ...] | None = Field(None, description="argument list of a server process")
-    image: str | None = Field(None, description="container image, for the docker runtime")
+    image: str | None = Field(
+        None, description="container image, for the docker runtime; name@sha256:... pins it"
+    )
+    container: Container = Container()
+    served_name: str | None = Field(
+        None, description="what its server calls the model; None: what it lists, or the name here"
+    )
     env: dict[str, str] = Field(default_factory=dict)
     resources: Resources = Resources()
     startup_timeout_s: float = Field(120.0, gt=0, description="longest time until ready, seconds")
@@ -78,21 +114,26 @@ class ModelSpec(Frozen):
 
     @model_validator(mode="after")
     def _one_artifact(self) -> ModelSpec:
-        given = [f for f in ("function", "command", "image") if getattr(self, f) is not None]
-        if len(given) != 1:
+        in_container = self.runtime is RuntimeName.DOCKER
+        if in_container and self.image is None:
+            raise ValueError("runtime docker needs an image")
+        if not in_container and self.image is not None:
+            raise ValueError("an image needs runtime docker")
+        if not in_container and self.container != Container():
+            raise ValueError("container is about images: it needs runtime docker")
+        given = [f for f in ("function", "command") if getattr(self, f) is not None]
+        if len(given) > 1 or not (given or in_container):
             raise ValueError(
                 f"give exactly one of function, command and image; got {given or 'none'}"
             )
-        if self.runtime is RuntimeName.DOCKER and self.image is None:
-            raise ValueError("runtime docker needs an image")
-        if self.runtime is RuntimeName.PROCESS and self.image is not None:
-            raise ValueError("an image needs runtime docker")
         if self.contract is ContractName.FUNCTION and self.command is not None:
             raise ValueError(
                 "the function contract needs function: file.py:function, not a command"
             )
         if self.function is not None and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.function):
             raise ValueError(f"function must look like file.py:function, got {self.function!r}")
+        if self.contract is ContractName.FUNCTION and self.function is None:
+            raise ValueError("the function contract needs function: file.py:function")
         if self.contract is not ContractName.FUNCTION and self.function is not None:
             raise ValueError(
                 f"contract {self.contract} needs a command or an image, not a function"

@@ -191,7 +191,9 @@ async def test_as_many_run_at_once_as_there_are_slots_and_no_more_are_pulled(
         handles = [await client.submit("together", 0.2) for _ in range(9)]
         most = 0
         while not all(handle.waiter.event for handle in handles):
-            held = (sum(r.running for r in job.replicas) + job.waiting for job in agent.jobs.values())
+            held = (
+                sum(r.running for r in job.replicas) + job.waiting for job in agent.jobs.values()
+            )
             most = max(most, *held, 0)
             await asyncio.sleep(0.01)
         assert 2 <= most <= 3

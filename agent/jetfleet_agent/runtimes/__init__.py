@@ -1,4 +1,4 @@
-"""What a replica runs in, behind one protocol: child processes now, containers later.
+"""What a replica runs in, behind one protocol: child processes, or containers.
 
 Kept light, because the host process of a function imports nothing but the standard library.
 """
@@ -6,14 +6,15 @@ Kept light, because the host process of a function imports nothing but the stand
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Callable
     from pathlib import Path
 
-    from jetfleet.specs import RuntimeName
+    from jetfleet.specs import ModelSpec, RuntimeName
 
 
 class Launch(NamedTuple):
@@ -22,7 +23,8 @@ class Launch(NamedTuple):
     ``env`` is laid over what the runtime gives every model. ``directory`` None: the agent's own.
     With ``channel`` the runtime makes a connected pair of stream sockets: ``Instance.channel`` is
     the agent's end, and the number of the model's end is in its environment as ``CHANNEL_ENV``.
-    ``port`` is where a server was told to listen, on loopback.
+    ``port`` is where a server was told to listen (on loopback, or in its container). For a
+    container ``argv`` replaces the image's own command, unless it is empty.
     """
 
     argv: tuple[str, ...]
@@ -30,6 +32,22 @@ class Launch(NamedTuple):
     directory: Path | None = None
     channel: bool = False
     port: int | None = None
+
+
+class Place(NamedTuple):
+    """Whose instance it is, and where it runs.
+
+    ``gpus``: UUIDs of the GPUs it may use. ``report`` is told, in a few words, what a long start
+    does just now ("pulling, 40 of 120 MB").
+    """
+
+    replica: str
+    tenant: str
+    job: str
+    worker: str
+    model: ModelSpec
+    gpus: tuple[str, ...]
+    report: Callable[[str], None]
 
 
 CHANNEL_ENV = "JETFLEET_CHANNEL"
@@ -45,9 +63,17 @@ class StartFailed(Exception):
 
 
 class Instance(Protocol):
-    """One started process (later: container)."""
+    """One started process or container."""
 
     pid: int | None
+    host: str
+    """Where a server in it is reached, with ``Launch.port``."""
+    socket_factory: Callable[[Any], socket.socket] | None
+    """Makes the sockets to reach it (aiohttp's ``socket_factory``); None: ordinary ones."""
+    image: str
+    """Id of the image that runs; empty for a process."""
+    network: str
+    """What it can reach and how it is called, in words; empty for a process."""
     exited: asyncio.Future[int]
     """Exit status (negative: the signal that ended it). Set once, when its output was read.
 
@@ -66,8 +92,8 @@ class Instance(Protocol):
 class Runtime(Protocol):
     """Starts instances."""
 
-    async def start(self, launch: Launch) -> Instance:
-        """Raises StartFailed when there is no process to speak of (no such program, ...)."""
+    async def start(self, launch: Launch, place: Place) -> Instance:
+        """Raises StartFailed when there is nothing to speak of (no such program, no image, ...)."""
 
 
 def describe_exit(status: int) -> str:

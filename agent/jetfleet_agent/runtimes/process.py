@@ -18,8 +18,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from jetfleet_agent.runtimes import CHANNEL_ENV, Launch, StartFailed
+from jetfleet_agent.runtimes import CHANNEL_ENV, Launch, Place, StartFailed
 from jetfleet_agent.runtimes.guard import Guard
 from jetfleet_agent.runtimes.tail import Tail
 
@@ -45,8 +46,11 @@ class ProcessRuntime:
     def __init__(self) -> None:
         self._guard = Guard()
 
-    async def start(self, launch: Launch) -> ProcessInstance:
+    async def start(self, launch: Launch, place: Place | None = None) -> ProcessInstance:
         """Raises StartFailed when the program or its directory is missing or not executable."""
+        if place is not None and place.gpus:
+            gpus = {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
+            launch = launch._replace(env={**gpus, **launch.env})
         if launch.directory is not None and not launch.directory.is_dir():
             raise StartFailed(f"cannot run the model: there is no directory {launch.directory}")
         ours, theirs = socket.socketpair() if launch.channel else (None, None)
@@ -75,6 +79,11 @@ class ProcessRuntime:
 
 class ProcessInstance(asyncio.Protocol):
     """One process and its group. Its output is read at all times, and mostly forgotten."""
+
+    host: str = "127.0.0.1"
+    socket_factory: Callable[[Any], socket.socket] | None = None
+    image: str = ""
+    network: str = ""
 
     def __init__(
         self, process: subprocess.Popen[bytes], channel: socket.socket | None, guard: Guard

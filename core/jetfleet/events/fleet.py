@@ -90,6 +90,9 @@ class ReplicaReady(Event):
     class Data(ReplicaChange):
         prepare_s: float = Field(ge=0, description="seconds from assignment heard to ready")
         restarts: int = Field(0, ge=0)
+        image: str = Field("", description="id of the image that runs (sha256:...), if one does")
+        network: str = Field("", description="what its container can reach, and how it is called")
+        adopted: bool = Field(False, description="it ran on while the agent was restarted")
 
     type: Literal["jetfleet.replica.ready"] = "jetfleet.replica.ready"
     data: Data
@@ -144,6 +147,7 @@ class ReplicaAssigned(Event):
     class Data(ReplicaChange):
         spec: JobSpec
         shard: int = Field(ge=0)
+        gpus: tuple[str, ...] = Field((), description="the GPUs it runs on, by UUID")
         why: Why
 
     type: Literal["jetfleet.replica.assigned"] = "jetfleet.replica.assigned"
@@ -184,6 +188,11 @@ class JobLoad(Frozen):
     running: int = Field(ge=0)
     finished: int = Field(ge=0)
     busy_s: float = Field(ge=0, description="sum of run times, seconds; / finished: service time")
+    model: str = Field("", description="name:version of the model")
+    gpu: str = Field("", description="type of GPU that it runs on; empty: none")
+    service_s: float | None = Field(
+        None, ge=0, description="recent time of one run, seconds: a moving average"
+    )
 
 
 class WorkerHeartbeat(Event):
