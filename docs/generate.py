@@ -63,6 +63,8 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
         for verb in ("joined", "draining", "left")
     },
     "worker.lost": ("FLEET", subjects.fleet(W, "lost"), "the conductor"),
+    "worker.admitted": ("FLEET", subjects.admitted(W), "the conductor"),
+    "worker.token_revoked": ("FLEET", subjects.revoked("<token>"), "an operator"),
     **{
         f"replica.{verb}": ("FLEET", subjects.fleet(W, verb), "the worker")
         for verb in ("preparing", "ready", "failed", "stopped")

@@ -31,10 +31,12 @@ from jetfleet.events import (
     ReplicaReleased,
     ReplicaStopped,
     Why,
+    WorkerAdmitted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
+    WorkerTokenRevoked,
 )
 from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
 from jetfleet.policies.placement import Assign, Decision, Observation
@@ -121,8 +123,12 @@ def deleted(name: str) -> Event:
 # -- what workers say
 
 
-def gpu(memory_mib: int, capability: float | None = None, index: int = 0) -> GpuSpec:
-    return GpuSpec(index=index, name="GPU", memory_mib=memory_mib, compute_capability=capability)
+def gpu(
+    memory_mib: int, capability: float | None = None, index: int = 0, uuid: str | None = None
+) -> GpuSpec:
+    return GpuSpec(
+        index=index, name="GPU", uuid=uuid, memory_mib=memory_mib, compute_capability=capability
+    )
 
 
 def joined(
@@ -155,6 +161,17 @@ def lost(worker: str, session: str = "s1") -> Event:
     return WorkerLost(**envelope(), data={"worker": worker, "session": session, "silent_s": 9})
 
 
+def admitted(
+    worker: str, token: str, *, public_key: str = "U" * 56, seconds: float = 0, **terms: Any
+) -> Event:
+    data = {"worker": worker, "public_key": public_key, "token": token, **terms}
+    return WorkerAdmitted(**envelope(seconds), data=data)
+
+
+def token_revoked(token: str) -> Event:
+    return WorkerTokenRevoked(**envelope(), data={"token": token})
+
+
 def preparing(replica: str, worker: str, of: str = "echo") -> Event:
     return ReplicaPreparing(**envelope(), data=_replica(replica, worker, of))
 
@@ -175,8 +192,12 @@ def stopped(replica: str, worker: str, of: str = "echo") -> Event:
 # -- what is decided
 
 
-def assigned(replica: str, worker: str, spec: JobSpec, seconds: float = 0) -> Event:
-    data = {**_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "why": WHY}
+def assigned(
+    replica: str, worker: str, spec: JobSpec, seconds: float = 0, gpus: tuple[str, ...] = ()
+) -> Event:
+    data = {
+        **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": WHY,
+    }  # fmt: skip
     return ReplicaAssigned(**envelope(seconds), data=data)
 
 
@@ -254,7 +275,9 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
     state = seen.fleet
     for decision in decisions:
         if isinstance(decision, Assign):
-            event = assigned(f"r{next(_IDS)}", decision.worker, decision.spec, seconds)
+            event = assigned(
+                f"r{next(_IDS)}", decision.worker, decision.spec, seconds, decision.gpus
+            )
         else:
             gone = decision.replica
             event = released(gone.id, gone.worker, gone.job)

@@ -36,14 +36,16 @@ from jetfleet.events import (
     ReplicaReleased,
     ReplicaStopped,
     Why,
+    WorkerAdmitted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
+    WorkerTokenRevoked,
     encode,
 )
 from jetfleet.server import Broker
-from jetfleet.specs import JobSpec, Machine, ModelSpec
+from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections.batches import Batch
@@ -205,13 +207,32 @@ class Log:
         }
         return self.put(FLEET, subjects.fleet(name, verb), makers[verb](self.stamp(self.tenant)))
 
-    def replica(self, verb: str, replica: str, worker: str = "w1", job: str = "echo") -> int:
+    def admitted(self, worker: str = "w1", token: str = "t1", **terms: Any) -> int:
+        data = WorkerAdmitted.Data(worker=worker, public_key="U", token=token, **terms)
+        event = WorkerAdmitted(**self.stamp(self.tenant), data=data)
+        return self.put(FLEET, subjects.admitted(worker), event)
+
+    def revoked(self, token: str = "t1") -> int:
+        data = WorkerTokenRevoked.Data(token=token)
+        event = WorkerTokenRevoked(**self.stamp(self.tenant), data=data)
+        return self.put(FLEET, subjects.revoked(token), event)
+
+    def replica(
+        self,
+        verb: str,
+        replica: str,
+        worker: str = "w1",
+        job: str = "echo",
+        gpus: tuple[str, ...] = (),
+    ) -> int:
         common = {"worker": worker, "job": job, "replica": replica}
         spec = JobSpec(name=job, model=model_spec("echo", "1"))
         why = Why(policy="p", policy_version=1, reason="r", observed_registry_seq=1,
                   observed_fleet_seq=1)  # fmt: skip
         data: dict[str, Maker] = {
-            "assigned": lambda: ReplicaAssigned.Data(**common, spec=spec, shard=1, why=why),
+            "assigned": lambda: ReplicaAssigned.Data(
+                **common, spec=spec, shard=1, gpus=gpus, why=why
+            ),
             "released": lambda: ReplicaReleased.Data(**common, why=why),
             "preparing": lambda: ReplicaPreparing.Data(**common, stage="starting"),
             "ready": lambda: ReplicaReady.Data(**common, prepare_s=1.5, restarts=1),
@@ -230,8 +251,10 @@ class Log:
         return self.put(FLEET, subject, types[verb](**self.stamp(self.tenant), data=data[verb]()))
 
 
-def joined(name: str, session: str, **fields: Any) -> WorkerJoined.Data:
-    machine = Machine(hostname=name, cpu_count=4, memory_mib=8192, disk_free_mib=100_000)
+def joined(
+    name: str, session: str, gpus: tuple[GpuSpec, ...] = (), **fields: Any
+) -> WorkerJoined.Data:
+    machine = Machine(hostname=name, cpu_count=4, memory_mib=8192, disk_free_mib=100_000, gpus=gpus)
     return WorkerJoined.Data(
         worker=name, session=session, machine=machine, agent_version="1", public_key="U", **fields
     )

@@ -30,7 +30,7 @@ from jetfleet.log import Record
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure_streams
-from jetfleet.specs import JobSpec, ModelSpec
+from jetfleet.specs import JobSpec, ModelSpec, Resources
 from jetfleet.streams import FLEET, INVOCATIONS
 from up_process import processes_of
 
@@ -113,9 +113,12 @@ class Stack:
 
     # -- starting
 
-    def _spawn(self, name: str, *arguments: str) -> Program:
+    def _spawn(
+        self, name: str, *arguments: str, environment: dict[str, str] | None = None
+    ) -> Program:
         environment = {
             **os.environ,
+            **(environment or {}),
             "JETFLEET_NATS_URL": self.broker.url,
             "JETFLEET_DATA_DIR": str(self.broker.data_dir),
             MARK: str(self.folder),
@@ -133,10 +136,18 @@ class Stack:
     def conductor(self) -> Program:
         return self._spawn("conductor", "conductor")
 
-    def agent(self, name: str = "a", *, heartbeat_s: float = 0.5) -> Program:
+    def agent(
+        self,
+        name: str = "a",
+        *,
+        heartbeat_s: float = 0.5,
+        environment: dict[str, str] | None = None,
+    ) -> Program:
         """A worker; lost after three seconds of silence (the conductor's least)."""
         options = ("--heartbeat-s", str(heartbeat_s), "--drain-s", str(DRAIN_S))
-        return self._spawn(f"agent-{name}", "agent", "--name", name, *options)
+        return self._spawn(
+            f"agent-{name}", "agent", "--name", name, *options, environment=environment
+        )
 
     def projector(self) -> Program:
         return self._spawn("projector", "projector")
@@ -312,10 +323,17 @@ async def position(client: Client, stream: str) -> int:
 
 
 async def open_job(
-    client: Client, name: str, function: str, *, ready: bool = True, **settings: Any
+    client: Client,
+    name: str,
+    function: str,
+    *,
+    ready: bool = True,
+    resources: Resources | None = None,
+    **settings: Any,
 ) -> JobSpec:
     """A job on ``tests/models/<file.py:function>``; with ``ready``, all of its replicas serve."""
-    model = ModelSpec(name=name, function=str(MODELS / function))
+    needs = resources or Resources()
+    model = ModelSpec(name=name, function=str(MODELS / function), resources=needs)
     defaults: dict[str, Any] = {"ack_wait_s": 2, "timeout_s": 30, "queue_ttl_s": 120}
     if "min_replicas" in settings:
         defaults["max_replicas"] = settings["min_replicas"]

@@ -17,11 +17,7 @@ from jetfleet.events import (
     Event,
     InvalidEvent,
     ReplicaAssigned,
-    ReplicaFailed,
-    ReplicaPreparing,
-    ReplicaReady,
     ReplicaReleased,
-    ReplicaStopped,
     WorkerDraining,
     WorkerHeartbeat,
     WorkerJoined,
@@ -33,15 +29,15 @@ from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET
 from jetfleet_agent.gpus import Gpus
-from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey
+from jetfleet_agent.links import WorkerKey
+from jetfleet_agent.logs import LogStreams
 from jetfleet_agent.machine import LoadMeter, describe_machine
 from jetfleet_agent.pulls import Pull
 from jetfleet_agent.replicas import Replica
-from jetfleet_agent.runtimes import StartFailed
+from jetfleet_agent.serving import JobKey, Serving
 from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
-JobKey = tuple[str, str]
 LEAVE_S = 5.0
 
 
@@ -70,13 +66,12 @@ class Agent:
     version: str
     drain_s: float = 30.0
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    jobs: dict[JobKey, JobWorker] = field(default_factory=dict)
-    replicas: dict[str, Replica] = field(default_factory=dict)
+    leaving: str = ""  # why, once it is so
     stamp: Stamp = field(init=False)
+    serving: Serving = field(init=False)
+    logs: LogStreams = field(init=False)
     session: str = ""
     joined_seq: int = 0
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _opening: dict[JobKey, asyncio.Lock] = field(default_factory=dict)
     _gpus: Gpus = field(default_factory=Gpus)
     _rejoining: bool = False
     _assignments: Pull | None = None
@@ -84,6 +79,21 @@ class Agent:
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"worker/{self.identity.name}")
         self.session = self.stamp.clock.new_id()
+        self.serving = Serving(
+            self.identity.name, self.settings, self.connection, self.key, self.workdir, self.stamp,
+            self._say, self.drain_s,
+        )  # fmt: skip
+        self.logs = LogStreams(self.serving)
+
+    @property
+    def jobs(self) -> dict[JobKey, JobWorker]:
+        """The jobs that are served here, by tenant and name."""
+        return self.serving.jobs
+
+    @property
+    def replicas(self) -> dict[str, Replica]:
+        """What runs here, by id."""
+        return self.serving.replicas
 
     async def run(self) -> None:
         """Serve until told to stop, then drain and leave."""
@@ -94,8 +104,10 @@ class Agent:
             self._on_control,
             grouped=False,
         )  # fmt: skip
-        await self._join()
+        outlived = await self.serving.outlived()
+        await self._join(tuple(event.data.replica for event in outlived))
         await pull.open()
+        self._soon(self.serving.adopt(outlived))
         beating = asyncio.create_task(self._heartbeats())
         try:
             await self.stop.wait()
@@ -103,10 +115,8 @@ class Agent:
         finally:
             beating.cancel()
             await pull.close()
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(beating, *self._tasks, return_exceptions=True)
-            await self._stop_everything()
+            await asyncio.gather(beating, return_exceptions=True)
+            await self.serving.close()
             self._gpus.close()
 
     # -- what it says
@@ -119,7 +129,7 @@ class Agent:
         )
         return stored.seq
 
-    async def _join(self) -> None:
+    async def _join(self, outlived: tuple[str, ...] = ()) -> None:
         who = self.identity
         gpus = await self._gpus.specs()
         data = WorkerJoined.Data(
@@ -128,7 +138,7 @@ class Agent:
             machine=await asyncio.to_thread(describe_machine, self.workdir, gpus),
             agent_version=self.version,
             public_key=self.key.public_key,
-            replicas=tuple(self.replicas),
+            replicas=(*self.replicas, *outlived),
             labels=who.labels,
             owner=who.owner,
             trusted=who.trusted,
@@ -147,18 +157,20 @@ class Agent:
     async def _heartbeats(self) -> None:
         meter = LoadMeter()
         while True:
-            load = meter.read()
+            load, gpus = meter.read(), await self._gpus.loads()
             data = WorkerHeartbeat.Data(
                 worker=self.identity.name,
                 session=self.session,
                 cpu=load.cpu,
                 memory_used_mib=load.memory_used_mib,
-                gpus=await self._gpus.loads(),
-                jobs=tuple(job.load() for job in self.jobs.values()),
+                gpus=gpus or (),
+                jobs=tuple(job.load(self._gpus.kind) for job in self.jobs.values()),
             )
             beat = WorkerHeartbeat(**self.stamp(self.settings.tenant), data=data)
             with contextlib.suppress(Unavailable):  # silence is what a lost broker hears anyway
                 await self.connection.publish(subjects.telemetry(self.identity.name), encode(beat))
+            if (change := self._gpus.change(gpus)) is not None:
+                self._join_anew(*change)
             await asyncio.sleep(self.identity.heartbeat_s)
 
     # -- what it hears
@@ -174,20 +186,41 @@ class Agent:
             for job in self.jobs.values():
                 if command["cancel"] in job.tasks:
                     job.cancel(command["cancel"], command.get("reason", ""))
-        if command.get("rejoin") and not self._rejoining and not self.stop.is_set():
-            self._rejoining = True
-            self._soon(self._rejoin())
+        if command.get("rejoin"):
+            self._join_anew("thought lost by the conductor", None)
+        if isinstance(command.get("logs"), dict):
+            self.logs.lease(command["logs"])
         if command.get("listen") and self._assignments is not None:
             self._soon(self._assignments.again())
         if command.get("drain"):
+            within_s = command.get("within_s")
+            self.leave("asked to", None if within_s is None else float(within_s))
+
+    def leave(self, reason: str, within_s: float | None = None) -> None:
+        """Drain, then end; the first reason is told. ``within_s``: instead of ``drain_s``."""
+        if not self.stop.is_set():
+            self.leaving = reason
+            if within_s is not None:
+                self.drain_s = self.serving.drain_s = within_s
             self.stop.set()
 
-    async def _rejoin(self) -> None:
-        """We were thought lost: our replicas were replaced, so end them and announce ourselves."""
+    def _join_anew(self, reason: str, gone: frozenset[str] | None) -> None:
+        if not self._rejoining and not self.stop.is_set():
+            self._rejoining = True
+            self._soon(self._rejoin(reason, gone))
+
+    async def _rejoin(self, reason: str, gone: frozenset[str] | None) -> None:
+        """End the replicas on GPUs that are gone, and announce the machine as it is now.
+
+        ``gone`` None: we were thought lost and all of our replicas were replaced, so all end.
+        """
         try:
-            logger.warning("! thought lost by the conductor; joining anew")
-            for replica in list(self.replicas.values()):
-                await self._end(replica)
+            logger.warning("! %s; joining anew", reason)
+            if gone:
+                await self._say_draining(reason)
+            wait_s = self.drain_s if gone is None else 0
+            ended = [r for r in self.replicas.values() if gone is None or gone & {*r.gpus}]
+            await asyncio.gather(*(self.serving.end(replica, wait_s) for replica in ended))
             await self._join()
         finally:
             self._rejoining = False
@@ -201,145 +234,22 @@ class Agent:
             logger.warning("FLEET %d is set aside: %s", seq, error)
         else:
             addressed = message.subject.rsplit(".", 1)[1] == self.identity.name
+            if self._rejoining and isinstance(event, ReplicaAssigned):
+                return  # whether it outlives our joining is not known yet; unacked, it comes again
             if seq > self.joined_seq and addressed and not self.stop.is_set():
                 self._obey(event)
         self._soon(self.connection.publish(message.reply, b"+ACK"))
 
     def _obey(self, event: Event) -> None:
-        if isinstance(event, ReplicaAssigned) and event.data.replica not in self.replicas:
-            data = event.data
-            replica = Replica(
-                data.replica,
-                event.tenant,
-                data.spec,
-                self.workdir / data.replica,
-                lambda: self._slots_changed((event.tenant, data.job)),
-                self.settings.payload_limit,
-                self.identity.name,
-                data.gpus,
-                lambda stage: self._report(replica, stage),
-            )
-            self.replicas[replica.id] = replica
-            self._soon(self._begin(replica, event))
+        if isinstance(event, ReplicaAssigned):
+            self.serving.begin(event)
         elif isinstance(event, ReplicaReleased):
-            known = self.replicas.get(event.data.replica)
+            known = self.serving.replicas.get(event.data.replica)
             if known is not None:
-                self._soon(self._end(known))
+                self._soon(self.serving.end(known, self.drain_s))
             else:
-                self._soon(self._say_stopped(event.tenant, event.data.job, event.data.replica))
-
-    # -- replicas
-
-    async def _begin(self, replica: Replica, event: ReplicaAssigned) -> None:
-        """Prepare a replica; it serves from the moment its job's pull counts its slots."""
-        began = asyncio.get_running_loop().time()
-        facts = self._facts(replica)
-        preparing = ReplicaPreparing(
-            **self.stamp(replica.tenant, cause=event), data=ReplicaPreparing.Data(**facts)
-        )
-        await self._say(preparing, "preparing")
-        try:
-            job = await self._job(replica, event.data.shard)
-            job.replicas.append(replica)
-            await replica.start(self._on_lost)
-        except (StartFailed, NotAssigned) as error:
-            reason = error.reason if isinstance(error, StartFailed) else str(error)
-            replica.failure = error if isinstance(error, StartFailed) else StartFailed(reason)
-            await self._on_lost(replica)
-            return
-        took = asyncio.get_running_loop().time() - began
-        ready = ReplicaReady(
-            **self.stamp(replica.tenant, cause=event),
-            data=ReplicaReady.Data(
-                **facts,
-                prepare_s=round(took, 3),
-                restarts=replica.restarts,
-                **replica.described(),
-            ),
-        )
-        await self._say(ready, "ready")
-        logger.info("replica of %s ready in %.2f s", replica.spec.name, took)
-
-    def _report(self, replica: Replica, stage: str) -> None:
-        """What a long start does just now, as an event."""
-        data = ReplicaPreparing.Data(**self._facts(replica), stage=stage)
-        said = ReplicaPreparing(**self.stamp(replica.tenant), data=data)
-        self._soon(self._say(said, "preparing"))
-
-    async def _job(self, replica: Replica, shard: int) -> JobWorker:
-        """The job's worker here, opened with rights on its queue when it is the first."""
-        key = (replica.tenant, replica.spec.name)
-        async with self._opening.setdefault(key, asyncio.Lock()):
-            present = self.jobs.get(key)
-            if present is not None and not present.draining:
-                present.spec = replica.spec
-                return present
-            link = await JobLink.open(
-                self.connection, self.key, self.identity.name, replica.tenant, replica.spec.name
-            )
-            job = JobWorker(
-                link, self.identity.name, replica.tenant, replica.spec, shard, self.stamp,
-                self.settings.inline_limit,
-            )  # fmt: skip
-            self.jobs[key] = job
-            await job.open()
-            return job
-
-    def _slots_changed(self, key: JobKey) -> None:
-        if key in self.jobs:
-            self.jobs[key].slots_changed()
-
-    async def _on_lost(self, replica: Replica) -> None:
-        """A replica could not be made ready, or does not come back."""
-        failure = replica.failure or StartFailed("it ended")
-        failed = ReplicaFailed(
-            **self.stamp(replica.tenant),
-            data=ReplicaFailed.Data(
-                **self._facts(replica), reason=failure.reason, log_tail=failure.log_tail
-            ),
-        )
-        logger.error("! replica of %s failed: %s", replica.spec.name, failure.reason)
-        await self._say(failed, "failed")
-        await self._remove(replica)
-
-    async def _end(self, replica: Replica) -> None:
-        """A released replica: its calls may end, then it is gone."""
-        if replica.stopping or replica.id not in self.replicas:
-            return
-        replica.stopping = True  # takes no new calls
-        self._slots_changed((replica.tenant, replica.spec.name))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.drain_s):
-                while replica.running:
-                    await self.jobs[replica.tenant, replica.spec.name].slot_event()
-        await self._remove(replica)
-        await self._say_stopped(replica.tenant, replica.spec.name, replica.id)
-
-    async def _remove(self, replica: Replica) -> None:
-        await replica.stop()
-        self.replicas.pop(replica.id, None)
-        key = (replica.tenant, replica.spec.name)
-        job = self.jobs.get(key)
-        if job is None:
-            return
-        if replica in job.replicas:
-            job.replicas.remove(replica)
-        job.slots_changed()
-        if not any((r.tenant, r.spec.name) == key for r in self.replicas.values()):
-            del self.jobs[key]
-            await job.drain(self.drain_s)
-            await job.close()
-
-    async def _say_stopped(self, tenant: str, job: str, replica: str) -> None:
-        data = ReplicaStopped.Data(worker=self.identity.name, job=job, replica=replica)
-        await self._say(ReplicaStopped(**self.stamp(tenant), data=data), "stopped")
-
-    def _facts(self, replica: Replica) -> dict[str, str]:
-        return {
-            "worker": self.identity.name,
-            "job": replica.spec.name,
-            "replica": replica.id,
-        }
+                data = event.data
+                self._soon(self.serving.say_stopped(event.tenant, data.job, data.replica))
 
     # -- leaving
 
@@ -351,33 +261,19 @@ class Agent:
         )
         try:
             async with asyncio.timeout(LEAVE_S):
-                data = WorkerDraining.Data(worker=name, session=self.session)
-                await self._say(
-                    WorkerDraining(**self.stamp(self.settings.tenant), data=data), "draining"
-                )
+                await self._say_draining(self.leaving)
         except TimeoutError:
             logger.warning("the broker is away: leaving without a word")
-        await asyncio.gather(*(job.drain(self.drain_s) for job in self.jobs.values()))
-        await self._stop_everything()
+        await self.serving.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
                 left = WorkerLeft.Data(worker=name, session=self.session)
                 await self._say(WorkerLeft(**self.stamp(self.settings.tenant), data=left), "left")
                 logger.info("left")
 
-    async def _stop_everything(self) -> None:
-        await asyncio.gather(*(replica.stop() for replica in self.replicas.values()))
-        self.replicas.clear()
-        jobs, self.jobs = list(self.jobs.values()), {}
-        for job in jobs:
-            await job.close()
+    async def _say_draining(self, reason: str = "") -> None:
+        data = WorkerDraining.Data(worker=self.identity.name, session=self.session, reason=reason)
+        await self._say(WorkerDraining(**self.stamp(self.settings.tenant), data=data), "draining")
 
     def _soon(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("! something in the agent broke", exc_info=error)
+        self.serving.soon(work)

@@ -60,6 +60,7 @@ class Task:
     replica: Replica | None = None
     run_s: float | None = None
     history: list[str] = field(default_factory=list)
+    excused: int = 0  # attempts that ended because the model was stopped for another call
     _cancel_reason: str | None = None
     _timed_out: bool = False
     _stopping: bool = False
@@ -139,11 +140,13 @@ class Task:
                 return await self._attempt(replica, text)
             except ModelExited as error:
                 self.wait()
-                self.history.append(f"attempt {self.attempt}: {error.message}")
-                logger.info("↻ %s: %s", self.invocation, error.message)
+                why = replica.killed_for or error.message
+                self.excused += bool(replica.killed_for)
+                self.history.append(f"attempt {self.attempt}: {why}")
+                logger.info("↻ %s: %s", self.invocation, why)
                 if self._cancel_reason is not None:
                     return self._cancelled_event(self._cancel_reason)
-                if self.attempt >= limit:
+                if self.attempt - self.excused >= limit:
                     return self._failed("model_exited", error.message, error.detail)
 
     async def _replica_back(self) -> Replica | None:
@@ -181,6 +184,7 @@ class Task:
             return self._failed("invalid_output", f"the model's answer is not JSON: {error}")
         else:
             replica.well()
+            owner.completed(time.monotonic() - self._began)
             return Completed(raw, output)
         finally:
             self.run_s = time.monotonic() - self._began
@@ -237,7 +241,7 @@ class Task:
                 await asyncio.wait({over}, timeout=CANCEL_DEADLINE_S)
             if over is not None and not over.done():
                 logger.warning("! %s does not stop: its model is killed", self.invocation)
-                await replica.kill()
+                await replica.kill(f"its model was stopped, because call {self.invocation} did not")
         finally:
             self._stopping = False
 

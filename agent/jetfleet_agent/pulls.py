@@ -82,6 +82,14 @@ class Pull:
         if subscription is not None:
             await subscription.stop()
 
+    async def withdraw(self) -> None:
+        """Take back what was asked for; what comes until the broker knows is still taken."""
+        if self.again in self.connection.on_reconnect:
+            self.connection.on_reconnect.remove(self.again)
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.drain()
+
     async def again(self) -> None:
         """Forget what was asked for and ask anew."""
         self._outstanding = 0

@@ -27,6 +27,7 @@ class Replica:
     Args:
         changed: called whenever the replica begins or ceases to serve.
         max_output_bytes: larger outputs are invalid.
+        owner, gpus: see ``Place``.
         report: is told what a long start does just now.
     """
 
@@ -36,7 +37,7 @@ class Replica:
     workdir: Path
     changed: Callable[[], None]
     max_output_bytes: int
-    worker: str
+    owner: str
     gpus: tuple[str, ...]
     report: Callable[[str], None]
     running: int = 0  # calls in it
@@ -45,6 +46,8 @@ class Replica:
     instance: Instance | None = None
     stopping: bool = False
     failure: StartFailed | None = None
+    killed_for: str = ""  # why we ended the present instance, if we did
+    on_instance: list[Callable[[], None]] = field(default_factory=list)  # called with each new one
     _streak: int = 0
     _watch: asyncio.Task[None] | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -67,24 +70,40 @@ class Replica:
         instance = self.instance
         return {} if instance is None else {"image": instance.image, "network": instance.network}
 
-    async def start(self, on_lost: Callable[[Replica], Awaitable[None]]) -> None:
+    async def start(
+        self, on_lost: Callable[[Replica], Awaitable[None]], *, adopt: bool = False
+    ) -> None:
         """Start the model and return when it serves; ``on_lost``: it ended and does not come back.
+
+        ``adopt``: it has been started already, by the agent before this one.
 
         Raises:
             StartFailed: it could not be started or made ready.
         """
-        await self._start_once()
+        try:
+            await self._start_once(adopt)
+        except StartFailed:
+            if adopt or self.instance is None or not self.instance.reconsider():
+                raise
+            await self._start_once()
         self._watch = asyncio.create_task(self._keep_alive(on_lost))
 
-    async def _start_once(self) -> None:
+    async def _start_once(self, adopt: bool = False) -> None:
         model = self.spec.model
         contract = contract_of(model.contract, max_output_bytes=self.max_output_bytes)
         self.workdir.mkdir(parents=True, exist_ok=True)
         launch = contract.launch(model, self.spec.concurrency, self.workdir)
         place = Place(
-            self.id, self.tenant, self.spec.name, self.worker, model, self.gpus, self.report
+            self.id, self.tenant, self.spec.name, self.owner, model, self.gpus, self.report
         )
-        self.instance = instance = await runtime_of(model.runtime).start(launch, place)
+        runtime = runtime_of(model.runtime)
+        started = await (runtime.adopt if adopt else runtime.start)(launch, place)
+        if started is None:
+            raise StartFailed("it did not outlive the agent that started it")
+        self.instance = instance = started
+        for listener in self.on_instance:
+            listener()
+        self.killed_for = ""
         session = contract.session(model, instance, launch, self.spec.concurrency)
         try:
             async with asyncio.timeout(model.startup_timeout_s):
@@ -137,9 +156,13 @@ class Replica:
         """A call ended well: earlier crashes do not count any more."""
         self._streak = 0
 
-    async def kill(self) -> None:
-        """End a model that does not obey; it is started again by itself."""
+    async def kill(self, why: str) -> None:
+        """End a model that does not obey; it is started again by itself.
+
+        ``why`` is told to the other calls in it, which are not to blame.
+        """
         instance = self.instance
+        self.killed_for = why
         self.session = None
         self.changed()
         if instance is not None:

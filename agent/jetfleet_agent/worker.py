@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,7 @@ from jetfleet_agent.replicas import Replica
 logger = logging.getLogger("jetfleet.worker")
 ACK, NAK, TERM, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 CANCELS_KEPT = 10_000
+NEWEST_WEIGHT = 0.2  # of a run in the moving average of service times
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +50,7 @@ class JobWorker:
     waiting: int = 0  # tasks that have no replica yet
     finished: int = 0
     busy_s: float = 0.0
+    service_s: float | None = None  # moving average over calls that completed
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     publisher: Publisher = field(init=False)
     _pull: Pull = field(init=False)
@@ -95,11 +97,20 @@ class JobWorker:
         self.draining = True
         try:
             async with asyncio.timeout(within_s):
+                # Else what is queued or handed back comes to us again, an attempt less each time.
+                await self._pull.withdraw()
                 await self.idle.wait()
         except TimeoutError:
-            for task in list(self.tasks.values()):
-                self._say(task.message, NAK)
-                logger.info("↻ %s handed back", task.invocation)
+            await self._hand_all_back()
+
+    async def _hand_all_back(self) -> None:
+        """Let others have what runs here, at once; our own runs of it have no outcome any more."""
+        for task in list(self.tasks.values()):
+            self._say(task.message, NAK)
+            logger.info("↻ %s handed back", task.invocation)
+        for run in list(self._background):
+            run.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     # -- slots
 
@@ -232,7 +243,13 @@ class JobWorker:
 
     # -- telemetry
 
-    def load(self) -> JobLoad:
+    def completed(self, run_s: float) -> None:
+        """A call ended well after ``run_s``."""
+        old = run_s if self.service_s is None else self.service_s
+        self.service_s = old + NEWEST_WEIGHT * (run_s - old)
+
+    def load(self, kind: Callable[[tuple[str, ...]], str]) -> JobLoad:
+        """Now, for the heartbeat. ``kind``: the type of GPUs with these names."""
         serving = [replica for replica in self.replicas if replica.serving]
         return JobLoad(
             job=self.spec.name,
@@ -242,6 +259,9 @@ class JobWorker:
             running=len(self.tasks),
             finished=self.finished,
             busy_s=round(self.busy_s, 6),
+            model=self.spec.model.ref,
+            gpu=kind(tuple(gpu for replica in self.replicas for gpu in replica.gpus)),
+            service_s=None if self.service_s is None else round(self.service_s, 6),
         )
 
     def now(self) -> datetime:

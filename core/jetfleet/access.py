@@ -30,10 +30,12 @@ SERVICES: Mapping[str, str] = {
     subjects.started(ANY, ANY, ANY, ANY): "Singleton",
     subjects.done(ANY, ANY, ANY, ANY, ANY): "Singleton",
     subjects.output(ANY, ANY): "Singleton",
+    subjects.log(ANY, ANY, ANY, ANY): "Singleton",
     subjects.output_blob(ANY, ANY, ANY, ANY, ANY): "Singleton",
     subjects.fleet(ANY, ANY): "Singleton",
     subjects.telemetry(ANY): "Singleton",
     subjects.ask_credentials(ANY): "Singleton",
+    subjects.ask_join(ANY): "Singleton",
 }
 # What WRK may hear from JF without asking.
 ANNOUNCEMENTS: Sequence[str] = (subjects.cancel(ANY, ANY, ANY), subjects.command(ANY))
@@ -103,7 +105,7 @@ def _people_and_services(private: str, tenant: str) -> dict[str, Permissions]:
                 subjects.ALL_REGISTRY,
                 subjects.ask_query(),
                 subjects.command(ANY),
-                "jf.ctl.fleet.>",
+                subjects.revoked(ANY),
             ),
             (private, "jf.>"),
         ),
@@ -184,11 +186,22 @@ def job_permissions(
             subjects.started(shard, tenant, job, worker),
             subjects.done(shard, tenant, job, ANY, worker),
             subjects.output(ANY, worker),
+            subjects.log(tenant, job, worker, ANY),
             subjects.output_blob(tenant, job, worker, ANY, ANY),
             "$JS.API.DIRECT.GET.PAYLOADS." + subjects.input_blob(tenant, job, ANY, ANY),
         ),
         (f"{inbox(worker)}.>", subjects.cancel(shard, tenant, job)),
     )
+
+
+def join_user(token: str) -> str:
+    """The user of a join token; upper case, so that no worker has its inbox."""
+    return f"JOIN_{token}"
+
+
+def join_permissions(token: str) -> Permissions:
+    """The holder of a join token: it may ask to be let in, and hear the answer."""
+    return Permissions((subjects.ask_join(token),), (f"{inbox(join_user(token))}.>",))
 
 
 def fleet_account_claims() -> dict[str, Any]:
@@ -225,14 +238,19 @@ def user_token(
     name: str,
     issued_at: int,
     expires_at: int | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """A user JWT with these permissions. ``user`` is the public key it is bound to."""
+    """A user JWT with these permissions.
+
+    ``user`` is the public key it is bound to; ``more`` are claims of ours, which the broker passes
+    over and the signature covers.
+    """
     return jwt.encode(
         "user",
         issuer=account_seed,
         subject=user,
         name=name,
-        claims=permissions.claims(),
+        claims={**(more or {}), **permissions.claims()},
         issued_at=issued_at,
         expires_at=expires_at,
     )

@@ -31,7 +31,8 @@ from jetfleet.stores import Stored, Stores, api_error
 
 logger = logging.getLogger("jetfleet.connection")
 
-RECONNECT_WAIT_S = 0.2
+RECONNECT_WAIT_S = 0.2  # before the second try; doubled for each next one, up to
+RECONNECT_MOST_S = 1.6
 PING_INTERVAL_S = 10  # a half-open connection is noticed after two unanswered pings
 STORE_TIMEOUT_S = 5.0
 NOT_FOUND = 404
@@ -72,6 +73,13 @@ class Subscription:
         except Exception:
             logger.exception("a message on %s could not be handled", message.subject)
 
+    async def drain(self) -> None:
+        """Unsubscribe; what the broker had sent until it heard of that is still handled."""
+        if self in self.connection.subscriptions:
+            self.connection.subscriptions.remove(self)
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            await self.handle.drain()
+
     async def stop(self) -> None:
         """Unsubscribe; what was delivered already is still handled."""
         if self in self.connection.subscriptions:
@@ -94,6 +102,7 @@ class Connection:
     denied: list[str] = field(default_factory=list)  # the server's last refusals, newest last
     stores: Stores = field(init=False)
     _closing: bool = False
+    _said: str = ""  # the last trouble that was logged; the same again is not
     _redial: asyncio.Task[None] | None = None
 
     @classmethod
@@ -122,7 +131,11 @@ class Connection:
         prefix = f"{access.inbox(user)}.a{secrets.token_hex(8)}."
         self.stores = Stores(lambda: self.nats, prefix)
         await self._dial()
-        await self.subscribe(prefix + "*", self.stores.on_ack)
+        try:
+            await self.subscribe(prefix + "*", self.stores.on_ack)
+        except BaseException:  # whoever waited for us has given up: nobody else would close it
+            await self.close()
+            raise
         return self
 
     @property
@@ -138,6 +151,9 @@ class Connection:
         async def on_error(error: Exception) -> None:
             if "authorization violation" in str(error).lower() and not refused.done():
                 refused.set_result(str(error))
+            if not client.is_connected:
+                wait = client.options["reconnect_time_wait"]
+                client.options["reconnect_time_wait"] = min(wait * 2, RECONNECT_MOST_S)
             await self._on_error(error)
 
         connecting = asyncio.ensure_future(client.connect(**self._options(on_error)))
@@ -153,6 +169,7 @@ class Connection:
             if not connecting.done():
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
+                await _abandon(client)
         self.nats = client
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
@@ -314,10 +331,18 @@ class Connection:
             self.denied = [*self.denied[-19:], text]
             logger.warning("%s: the broker refused: %s", self.name, text)
         elif not self._closing:
-            logger.info("%s: %s", self.name, text or type(error).__name__)
+            self._trouble(text or type(error).__name__)
+
+    def _trouble(self, text: str) -> None:
+        """Log what keeps us away, once until it changes."""
+        if text != self._said:
+            self._said = text
+            logger.info("%s: %s (%s)", self.name, text, self.url)
 
     async def _on_reconnected(self) -> None:
         logger.info("%s: connected again", self.name)
+        self._said = ""
+        self.nats.options["reconnect_time_wait"] = RECONNECT_WAIT_S
         await self._restored()
 
     async def _restored(self) -> None:
@@ -330,16 +355,19 @@ class Connection:
             self._redial = asyncio.create_task(self._dial_again())
 
     async def _dial_again(self) -> None:
+        wait = RECONNECT_WAIT_S
         while not self._closing:
-            await asyncio.sleep(RECONNECT_WAIT_S)
+            await asyncio.sleep(wait)
             try:
                 await self._dial()
             except (TimeoutError, BrokerUnavailable, nats.errors.Error, OSError) as error:
-                logger.warning("%s: cannot connect: %s", self.name, error)
+                self._trouble(f"cannot connect: {error}")
+                wait = min(wait * 2, RECONNECT_MOST_S)
                 continue
             for entry in list(self.subscriptions):
                 await entry.start()
             logger.info("%s: dialled anew", self.name)
+            self._said = ""
             await self._restored()
             return
 
@@ -348,6 +376,15 @@ class Connection:
         task = asyncio.ensure_future(work)
         _TASKS.add(task)
         task.add_done_callback(_finished)
+
+
+async def _abandon(client: FastNats) -> None:
+    """Close the socket of a connect that was given up; nats-py leaves it open."""
+    transport = client._transport
+    if transport is not None:
+        transport.close()
+        with contextlib.suppress(OSError, RuntimeError):
+            await transport.wait_closed()
 
 
 _TASKS: set[asyncio.Future[None]] = set()  # keeps references, so that tasks are not collected early

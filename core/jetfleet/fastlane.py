@@ -176,6 +176,11 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             return None
         return await super()._flush_pending(force_flush)
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """A ping behind what was sent before: nats-py's overtakes what its flusher still holds."""
+        self._write_out()
+        await super()._send_ping(future)
+
     def _flush_fast(self) -> bool:
         """Whether what is pending is written, or will be in this turn of the loop."""
         if self._scheduled:

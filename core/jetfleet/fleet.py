@@ -14,6 +14,8 @@ from functools import singledispatch
 from typing import Literal
 
 from jetfleet.events import (
+    AdmissionEvent,
+    ControlEvent,
     Event,
     JobCreated,
     JobDeleted,
@@ -27,10 +29,12 @@ from jetfleet.events import (
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    WorkerAdmitted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
+    WorkerTokenRevoked,
 )
 from jetfleet.specs import JobSpec, Machine, ModelSpec
 
@@ -92,6 +96,27 @@ class WorkerState:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """What a worker that came with a join token is trusted with, whatever it says of itself."""
+
+    public_key: str
+    token: str
+    trusted: bool
+    owner: str
+    labels: Mapping[str, str]
+    seq: int
+    at: datetime  # by the conductor's clock
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """A join token: the (worker, public key) pairs that were let in with it."""
+
+    admitted: frozenset[tuple[str, str]] = frozenset()
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaState:
     """A replica that is somewhere between assigned and gone."""
 
@@ -104,6 +129,7 @@ class ReplicaState:
     assigned_seq: int
     assigned_at: datetime
     ready_at: datetime | None = None
+    gpus: tuple[str, ...] = ()  # names of the GPUs that it was given (``GpuSpec.id``)
 
     @property
     def key(self) -> JobKey:
@@ -118,6 +144,8 @@ class FleetState:
     control_seq: int = 0
     workers: Mapping[str, WorkerState] = field(default_factory=dict)
     replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
+    admissions: Mapping[str, Admission] = field(default_factory=dict)  # the last of each worker
+    tokens: Mapping[str, TokenState] = field(default_factory=dict)  # those used or revoked
     # When replicas of a job failed on a worker, oldest first; emptied when one becomes ready there.
     failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]] = field(default_factory=dict)
 
@@ -203,7 +231,7 @@ def _change_job(
 
 def evolve_fleet(state: FleetState, event: Event, seq: int) -> FleetState:
     """Fold one event of the FLEET stream at position ``seq``."""
-    control = seq if isinstance(event, ReplicaAssigned | ReplicaReleased) else state.control_seq
+    control = seq if isinstance(event, ControlEvent | AdmissionEvent) else state.control_seq
     return replace(_fleet(event, state, seq), seq=max(seq, state.seq), control_seq=control)
 
 
@@ -213,11 +241,36 @@ def _fleet(event: Event, state: FleetState, seq: int) -> FleetState:
 
 
 @_fleet.register
+def _(event: WorkerAdmitted, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    admission = Admission(
+        data.public_key, data.token, data.trusted, data.owner, data.labels, seq, event.time
+    )
+    token = state.tokens.get(data.token, TokenState())
+    used = replace(token, admitted=token.admitted | {(data.worker, data.public_key)})
+    return replace(
+        state,
+        admissions={**state.admissions, data.worker: admission},
+        tokens={**state.tokens, data.token: used},
+    )
+
+
+@_fleet.register
+def _(event: WorkerTokenRevoked, state: FleetState, seq: int) -> FleetState:
+    token = state.tokens.get(event.data.token, TokenState())
+    gone = replace(token, revoked=True)
+    return replace(state, tokens={**state.tokens, event.data.token: gone})
+
+
+@_fleet.register
 def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
     data = event.data
+    # By name, which the broker vouches for; the public key in here is a claim.
+    admission = state.admissions.get(data.worker)
+    vouched = data if admission is None else admission
     worker = WorkerState(
         data.worker, data.session, data.machine, "joined", seq, data.public_key, data.heartbeat_s,
-        data.labels, data.owner, data.trusted,
+        {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted,
     )  # fmt: skip
     kept = _without_replicas(state, data.worker, keep=frozenset(data.replicas))
     return replace(kept, workers={**state.workers, data.worker: worker})
@@ -242,8 +295,9 @@ def _(event: WorkerLost, state: FleetState, seq: int) -> FleetState:
 def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
     data = event.data
     new = ReplicaState(
-        data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time
-    )
+        data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time,
+        gpus=data.gpus,
+    )  # fmt: skip
     return replace(state, replicas={**state.replicas, data.replica: new})
 
 

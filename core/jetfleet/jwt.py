@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import nkeys
+from nacl.exceptions import CryptoError
+from nacl.signing import VerifyKey
 
 Kind = Literal["operator", "account", "user"]
+PUBLIC_BYTES = 35  # of a public NKey: kind, key, checksum
 _PREFIX: Mapping[Kind, int] = {
     "operator": nkeys.PREFIX_BYTE_OPERATOR,
     "account": nkeys.PREFIX_BYTE_ACCOUNT,
@@ -68,6 +71,38 @@ def decode(token: str) -> dict[str, Any]:
     part = token.split(".")[1]
     claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return claims
+
+
+def verified(token: str, issuer: str) -> dict[str, Any]:
+    """The claims of a JWT that this public key has signed.
+
+    Raises:
+        ValueError: it is no JWT, or another key signed it (or none).
+    """
+    signed, _, signature = token.rpartition(".")
+    try:
+        verify(issuer, signed, signature)
+        claims = decode(token)
+    except (ValueError, IndexError) as error:
+        raise ValueError("the signature is not that of this installation") from error
+    return claims
+
+
+def verify(public: str, text: str, signature: str) -> None:
+    """Whether this public NKey signed this text; ``signature`` is base64, of either alphabet.
+
+    Raises:
+        ValueError: it did not.
+    """
+    raw = base64.b32decode(public + "=" * (-len(public) % 8))
+    if len(raw) != PUBLIC_BYTES:
+        raise ValueError("not a public NKey")
+    plain = signature.rstrip("=").replace("+", "-").replace("/", "_")
+    sealed = base64.urlsafe_b64decode(plain + "=" * (-len(plain) % 4))
+    try:
+        VerifyKey(raw[1:33]).verify(text.encode(), sealed)
+    except CryptoError as error:
+        raise ValueError("the signature does not fit") from error
 
 
 def credentials_text(token: str, seed: bytes) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jetfleet import access, jwt
+from jetfleet.errors import StartupError
 
 _OPERATOR = "operator"
 _ACCOUNTS = {
@@ -41,13 +42,27 @@ class Secrets:
         name = _ACCOUNTS.get(owner, owner)
         path = self.data_dir / "keys" / f"{name}.seed"
         if not path.exists():
-            _write(path, jwt.new_seed("account" if owner in _ACCOUNTS else "operator").decode())
+            write(path, jwt.new_seed("account" if owner in _ACCOUNTS else "operator").decode())
         return path.read_text().strip().encode()
+
+    def held_seed(self, owner: str) -> bytes:
+        """The seed of an account, which must be there.
+
+        Raises:
+            StartupError: this folder does not hold it; a new one would be the broker's of nobody.
+        """
+        path = self.data_dir / "keys" / f"{_ACCOUNTS[owner]}.seed"
+        if not path.exists():
+            raise StartupError(
+                f"no key at {path}: run this on the machine that holds the installation's keys, "
+                "with --data-dir pointing at its folder"
+            )
+        return self.seed(owner)
 
     def prepare(self) -> None:
         """Make what is missing: keys, auth.conf, and credentials for every role."""
         now = int(time.time())
-        _write(self.auth_conf, self._auth_conf(now))
+        write(self.auth_conf, self._auth_conf(now))
         account = self.seed(access.FLEET_ACCOUNT)
         for role in access.ROLES:
             self._issue(role, access.role_permissions(role), account, now)
@@ -70,7 +85,7 @@ class Secrets:
         token = access.user_token(
             permissions, account_seed=account, user=jwt.public_key(seed), name=user, issued_at=now
         )
-        _write(path, jwt.credentials_text(token, seed))
+        write(path, jwt.credentials_text(token, seed))
 
     def _auth_conf(self, now: int) -> str:
         operator = self.seed(_OPERATOR)
@@ -108,7 +123,7 @@ class Secrets:
         )
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Replace a file atomically, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     staged = path.with_suffix(path.suffix + ".new")

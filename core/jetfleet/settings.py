@@ -27,6 +27,10 @@ class Settings(BaseSettings):
         128 * 1024, ge=1024, le=768 * 1024, description="bytes of JSON kept in the event itself"
     )
     payload_limit: int = Field(64 * 1024**2, description="largest input or output, bytes of JSON")
+    worker_life_s: float = Field(
+        3600, ge=1, description="seconds that credentials of workers that joined live"
+    )
+    join_token: str = Field("", repr=False, description="what `jetfleet agent --join` joins with")
     http_host: str = "127.0.0.1"
     http_port: int = 8787
 

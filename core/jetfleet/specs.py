@@ -204,6 +204,16 @@ class GpuSpec(Frozen):
     compute_capability: float | None = None
     driver_version: str | None = None
     cuda_version: str | None = None
+    power_limit_w: float | None = None
+    mig: bool | None = Field(None, description="whether it is split into MIG instances")
+    ecc: bool | None = Field(None, description="whether its memory corrects errors")
+    pcie_generation: int | None = Field(None, description="the most that it and its slot can")
+    pcie_width: int | None = Field(None, description="lanes, the most that it and its slot can")
+
+    @property
+    def id(self) -> str:
+        """What decisions and models call it: its UUID, or its index where that is not known."""
+        return self.uuid or str(self.index)
 
 
 class Machine(Frozen):

@@ -69,6 +69,11 @@ def output(invocation: str, worker: str) -> str:
     return f"jf.out.{invocation}.{worker}"
 
 
+# jf.log.<tenant>.<job>.<worker>.<replica>: a model's output while somebody reads, not stored
+def log(tenant: str, job: str, worker: str, replica: str) -> str:
+    return f"jf.log.{tenant}.{job}.{worker}.{replica}"
+
+
 # -- payloads over the inline limit, in pieces (stream PAYLOADS) --------------------------------
 # jf.blob.<tenant>.<job>.in.<blob>.<n>
 def input_blob(tenant: str, job: str, blob: str, piece: int | str) -> str:
@@ -91,6 +96,17 @@ def control(tenant: str, job: str, verb: str, worker: str) -> str:
     return f"jf.ctl.{tenant}.{job}.{verb}.{worker}"
 
 
+# A conductor let it in; not below jf.fleet.<worker>, where the worker itself may publish.
+# jf.ctl.fleet.admitted.<worker>
+def admitted(worker: str) -> str:
+    return f"jf.ctl.fleet.admitted.{worker}"
+
+
+# jf.ctl.fleet.revoked.<token>: an operator took a join token back
+def revoked(token: str) -> str:
+    return f"jf.ctl.fleet.revoked.{token}"
+
+
 # jf.tel.<worker>: heartbeats
 def telemetry(worker: str) -> str:
     return f"jf.tel.{worker}"
@@ -107,9 +123,14 @@ def ask_query() -> str:
     return "jf.ask.query"
 
 
-# jf.auth.<worker>: a worker asks for the credentials of a job assigned to it
+# jf.auth.<worker>: a worker asks for the credentials of a job assigned to it, or its own anew
 def ask_credentials(worker: str) -> str:
     return f"jf.auth.{worker}"
+
+
+# jf.join.<token>: the holder of a join token asks to be let in
+def ask_join(token: str) -> str:
+    return f"jf.join.{token}"
 
 
 # -- message ids (`Nats-Msg-Id`) ------------------------------------------------------------------

@@ -24,6 +24,8 @@ from jetfleet.events import (
     ModelRegistered,
     ReplicaAssigned,
     ReplicaReleased,
+    WorkerAdmitted,
+    WorkerTokenRevoked,
 )
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 
@@ -122,6 +124,10 @@ def _fleet_subject(event: AnyEvent) -> str:
     verb = event.type.rpartition(".")[2]
     if isinstance(event, ReplicaAssigned | ReplicaReleased):
         return subjects.control(event.tenant, event.data.job, verb, event.data.worker)
+    if isinstance(event, WorkerAdmitted):
+        return subjects.admitted(event.data.worker)
+    if isinstance(event, WorkerTokenRevoked):
+        return subjects.revoked(event.data.token)
     if isinstance(event, get_args(FleetEvent)):
         return subjects.fleet(event.data.worker, verb)
     return "in another stream"

@@ -18,7 +18,17 @@ from typing import Any
 from jetfleet import subjects
 from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
 from jetfleet.errors import JetfleetError, LogFull, Unavailable
-from jetfleet.events import Event, ReplicaAssigned, ReplicaReleased, Why, WorkerLost, encode
+from jetfleet.events import (
+    Event,
+    InvalidEvent,
+    ReplicaAssigned,
+    ReplicaReleased,
+    Why,
+    WorkerHeartbeat,
+    WorkerLost,
+    decode,
+    encode,
+)
 from jetfleet.fleet import FleetState, RegistryState, WorkerState, evolve_fleet, evolve_registry
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.policies import placement
@@ -26,10 +36,12 @@ from jetfleet.policies.placement import Assign, Decision, Observation
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure
+from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
 from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.conductor_credentials import CredentialDesk
+from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.reaper import Reaper
 
 logger = logging.getLogger("jetfleet.conductor")
@@ -48,6 +60,7 @@ class Conductor:
     stamp: Stamp = field(init=False)
     registry: RegistryState = field(default_factory=RegistryState)
     fleet: FleetState = field(default_factory=FleetState)
+    speeds: Speeds = field(default_factory=Speeds)
     set_aside: int = 0
     rounds: int = 0  # looks at the whole since it began
     _readers: list[LogReader] = field(default_factory=list)
@@ -67,9 +80,6 @@ class Conductor:
         await self._until_possible(lambda: ensure(self.connection, self.settings))
         self.connection.on_reconnect.append(self._reconnected)
         await self.connection.subscribe(subjects.ALL_TELEMETRY, self._on_heartbeat)
-        desk = CredentialDesk(self.connection, Secrets(self.settings.data_dir), lambda: self.fleet,
-                              self.settings.shards)  # fmt: skip
-        await desk.open()
         async with asyncio.TaskGroup() as tasks:
             for stream in (REGISTRY, FLEET):
                 reader = LogReader(self.connection, stream, follow=True)
@@ -81,6 +91,7 @@ class Conductor:
                 "folded: %d jobs, %d workers, %d replicas",
                 len(self.registry.jobs), len(self.fleet.workers), len(self.fleet.replicas),
             )  # fmt: skip
+            await self._open_desks()
             tasks.create_task(self.reaper.run())
             while True:
                 await self._round()
@@ -91,6 +102,14 @@ class Conductor:
                         await self._wake.wait()
                 except TimeoutError:
                     continue
+
+    async def _open_desks(self) -> None:
+        """Answer workers, once what they may do is known."""
+        keys, settings = Secrets(self.settings.data_dir), self.settings
+        await CredentialDesk(
+            self.connection, keys, lambda: self.fleet, settings.shards, settings.worker_life_s
+        ).open()
+        await JoinDesk(self.connection, settings, keys, lambda: self.fleet, self.stamp).open()
 
     async def _until_possible(self, work: Any) -> None:
         while True:
@@ -178,6 +197,7 @@ class Conductor:
                 replica=self.stamp.clock.new_id(),
                 spec=spec,
                 shard=subjects.shard_of(spec.name, self.settings.shards),
+                gpus=decision.gpus,
                 why=why,
             )
             subject = subjects.control(tenant, spec.name, "assigned", decision.worker)
@@ -238,6 +258,13 @@ class Conductor:
     def _on_heartbeat(self, message: Any) -> None:
         worker = message.subject.rsplit(".", 1)[1]
         self._heard[worker] = asyncio.get_running_loop().time()
+        try:
+            beat = decode(message.data)
+        except InvalidEvent as error:
+            logger.debug("a heartbeat of %s says nothing: %s", worker, error)
+        else:
+            if isinstance(beat, WorkerHeartbeat) and beat.data.worker == worker:
+                self.speeds = evolve_speeds(self.speeds, beat)
         state = self.fleet.workers.get(worker)
         if state is not None and state.status in ("lost", "left"):
             # It lives after all (it was cut off or stopped): let it announce itself anew.

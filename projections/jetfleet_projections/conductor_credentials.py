@@ -1,5 +1,7 @@
 """Rights of workers: a token per assigned job, bound to the worker's key, for a limited time.
 
+A worker that came with a join token gets its own rights anew here too.
+
 A worker asks on a subject that only it may publish (``jf.auth.<worker>``), so the broker vouches
 for who asks. It gets rights on a job's queue only while the log says that the job is assigned to
 it. A token is useless without the worker's seed, which never leaves its machine.
@@ -16,8 +18,9 @@ from typing import Any
 
 from jetfleet import access, subjects
 from jetfleet.connection import Connection
-from jetfleet.fleet import FleetState
+from jetfleet.fleet import FleetState, WorkerState
 from jetfleet.secrets import Secrets
+from jetfleet_projections.conductor_joining import worker_credentials
 
 logger = logging.getLogger("jetfleet.credentials")
 LIFETIME_S = 3600
@@ -31,9 +34,11 @@ class CredentialDesk:
     secrets: Secrets
     fleet: Callable[[], FleetState]
     shards: int
+    worker_life_s: float
     lifetime_s: int = LIFETIME_S
 
     async def open(self) -> None:
+        """Call when the log is folded: a worker that is not known yet would be refused."""
         await self.connection.subscribe(
             subjects.ask_credentials(subjects.ANY), self._on_request, queue="conductor"
         )
@@ -42,8 +47,11 @@ class CredentialDesk:
         worker = message.subject.rsplit(".", 1)[1]
         try:
             request = json.loads(message.data)
-            answer = self.grant(worker, str(request["tenant"]), str(request["job"]))
-        except (ValueError, KeyError, TypeError):
+            if request.get("renew"):
+                answer = self.renew(worker)
+            else:
+                answer = self.grant(worker, str(request["tenant"]), str(request["job"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
             answer = {"error": "a request for credentials names tenant and job"}
         await self.connection.publish(message.reply, json.dumps(answer).encode())
 
@@ -56,7 +64,7 @@ class CredentialDesk:
             for replica in fleet.replicas.values()
             if replica.worker == worker and replica.key == (tenant, job)
         ]
-        if state is None or state.status not in ("joined", "draining") or not mine:
+        if self._revoked(worker) or state is None or not _at_work(state) or not mine:
             return {"error": f"job {job} of {tenant} is not assigned to worker {worker}"}
         now = int(time.time())
         permissions = access.job_permissions(
@@ -75,3 +83,24 @@ class CredentialDesk:
             expires_at=now + self.lifetime_s,
         )
         return {"token": token, "expires_at": now + self.lifetime_s}
+
+    def renew(self, worker: str) -> dict[str, Any]:
+        """``{"token", "life_s"}`` for the key that was let in, or ``{"error"}``."""
+        admission = self.fleet().admissions.get(worker)
+        if admission is None:
+            return {"error": f"{worker} did not join with a token: it has a credentials file"}
+        if self._revoked(worker):
+            return {"error": f"the join token that {worker} came with was revoked"}
+        seed = self.secrets.seed(access.WORKERS_ACCOUNT)
+        return worker_credentials(worker, admission.public_key, seed, self.worker_life_s)
+
+    def _revoked(self, worker: str) -> bool:
+        """Whether the token that it came with was taken back."""
+        fleet = self.fleet()
+        admission = fleet.admissions.get(worker)
+        token = None if admission is None else fleet.tokens.get(admission.token)
+        return token is not None and token.revoked
+
+
+def _at_work(worker: WorkerState) -> bool:
+    return worker.status in ("joined", "draining")

@@ -9,12 +9,19 @@ SELECT seq, stored_at, tenant, job, split_part(type, '.', 3), worker, replica,
 FROM staged
 WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released') ORDER BY seq;
 
+-- name: insert_admissions
+INSERT INTO admissions
+SELECT worker, seq, time, data ->> '$.public_key', data ->> '$.token',
+    (data ->> '$.trusted')::BOOLEAN, data ->> '$.owner', data -> '$.labels'
+FROM staged WHERE type = 'jetfleet.worker.admitted' ORDER BY seq;
+
 -- name: create_worker_changes
 -- Joinings, and what was said about the session that was then the worker's last.
 CREATE OR REPLACE TEMP TABLE worker_changes AS
 WITH said AS (
     SELECT seq, time, worker, split_part(type, '.', 3) AS verb, data ->> '$.session' AS session, data
-    FROM staged WHERE type LIKE 'jetfleet.worker.%'
+    FROM staged WHERE type IN ('jetfleet.worker.joined', 'jetfleet.worker.draining',
+        'jetfleet.worker.left', 'jetfleet.worker.lost')
 ),
 placed AS (
     SELECT s.*, coalesce(
@@ -53,14 +60,18 @@ FROM worker_rows r WHERE r.worker = workers.worker AND r.data IS NULL;
 DELETE FROM workers USING worker_rows r WHERE r.worker = workers.worker AND r.data IS NOT NULL;
 
 -- name: insert_workers
+-- Of a worker that came with a join token, its last admission before it joined says what it may claim.
 INSERT INTO workers
-SELECT worker, state, data ->> '$.session', joined_seq, joined_at, changed_seq, changed_at, reason,
+SELECT w.worker, state, data ->> '$.session', joined_seq, joined_at, changed_seq, changed_at, reason,
     data ->> '$.machine.hostname', (data ->> '$.machine.cpu_count')::INTEGER,
     (data ->> '$.machine.memory_mib')::BIGINT, (data ->> '$.machine.disk_free_mib')::BIGINT,
-    data -> '$.machine.gpus', data ->> '$.agent_version', data ->> '$.owner',
-    (data ->> '$.trusted')::BOOLEAN, (data ->> '$.ephemeral')::BOOLEAN,
-    (data ->> '$.price_per_hour')::DOUBLE, (data ->> '$.heartbeat_s')::DOUBLE, data -> '$.labels'
-FROM worker_rows WHERE data IS NOT NULL ORDER BY joined_seq;
+    data -> '$.machine.gpus', data ->> '$.agent_version', coalesce(a.owner, data ->> '$.owner'),
+    coalesce(a.trusted, (data ->> '$.trusted')::BOOLEAN), (data ->> '$.ephemeral')::BOOLEAN,
+    (data ->> '$.price_per_hour')::DOUBLE, (data ->> '$.heartbeat_s')::DOUBLE,
+    json_merge_patch(data -> '$.labels', coalesce(a.labels, '{}'::JSON))
+FROM (SELECT * FROM worker_rows WHERE data IS NOT NULL) w
+ASOF LEFT JOIN admissions a ON a.worker = w.worker AND a.seq <= w.joined_seq
+ORDER BY joined_seq;
 
 -- name: create_lives
 -- Replicas that the batch may change: assigned in it, or there and not ended before it.
@@ -69,7 +80,8 @@ WITH assigned AS (
     SELECT replica AS replica, tenant, job, worker, 'assigned' AS state,
         data ->> '$.spec.model.name' AS model, data ->> '$.spec.model.version' AS model_version,
         seq AS assigned_seq, time AS assigned_at, NULL::TIMESTAMP AS ready_at,
-        NULL::TIMESTAMP AS released_at, NULL::DOUBLE AS prepare_s, 0 AS restarts, '' AS stage,
+        NULL::TIMESTAMP AS released_at, NULL::DOUBLE AS prepare_s, 0 AS restarts,
+        coalesce((data -> '$.gpus')::VARCHAR[], []) AS gpus, '' AS stage,
         '' AS reason, seq AS changed_seq
     FROM staged WHERE type = 'jetfleet.replica.assigned'
     QUALIFY row_number() OVER (PARTITION BY replica ORDER BY seq DESC) = 1
@@ -129,7 +141,7 @@ SELECT l.replica, l.tenant, l.job, l.worker,
     l.model, l.model_version, l.assigned_seq, l.assigned_at,
     coalesce(p.ready_at, l.ready_at) AS ready_at, coalesce(l.released_at, r.time) AS released_at,
     e.time AS ended_at, coalesce(p.prepare_s, l.prepare_s) AS prepare_s,
-    coalesce(p.restarts, l.restarts) AS restarts, coalesce(p.stage, l.stage) AS stage,
+    coalesce(p.restarts, l.restarts) AS restarts, l.gpus, coalesce(p.stage, l.stage) AS stage,
     coalesce(e.reason, l.reason) AS reason, coalesce(e.seq, r.seq, p.seq, l.changed_seq) AS changed_seq
 FROM lives l LEFT JOIN ends e ON e.replica = l.replica
     LEFT JOIN releases r ON r.replica = l.replica LEFT JOIN progress p ON p.replica = l.replica;

@@ -114,6 +114,18 @@ CREATE TABLE workers (
     labels JSON NOT NULL
 );
 
+-- FLEET: who was let in with a join token, and what it is trusted with; the last of a worker counts.
+CREATE TABLE admissions (
+    worker VARCHAR NOT NULL,
+    seq BIGINT NOT NULL,
+    admitted_at TIMESTAMP NOT NULL,
+    public_key VARCHAR NOT NULL,
+    token VARCHAR NOT NULL,
+    trusted BOOLEAN NOT NULL,
+    owner VARCHAR NOT NULL,
+    labels JSON NOT NULL
+);
+
 -- FLEET: replicas, past ones included.
 CREATE TABLE replicas (
     replica VARCHAR NOT NULL,
@@ -130,6 +142,7 @@ CREATE TABLE replicas (
     ended_at TIMESTAMP,
     prepare_s DOUBLE,
     restarts INTEGER NOT NULL,
+    gpus VARCHAR[] NOT NULL, -- names of the GPUs that it was given: UUIDs, or indexes where there is none
     stage VARCHAR NOT NULL,
     reason VARCHAR NOT NULL, -- of the failure, or why it is gone
     changed_seq BIGINT NOT NULL
@@ -213,6 +226,32 @@ CREATE VIEW invocations_with_model AS
 SELECT i.*, m.model, m.model_version
 FROM invocations i ASOF LEFT JOIN job_models m
     ON m.tenant = i.tenant AND m.job = i.job AND m.since <= i.queued_stored_at;
+
+-- How long a model runs on a type of GPU (empty: on none), over all completed invocations, by the
+-- GPUs that the replica was given and what its worker called them when it last named them.
+CREATE VIEW speeds AS
+WITH named AS (
+    SELECT worker, coalesce(gpu ->> '$.uuid', gpu ->> '$.index') AS id, arg_max(gpu ->> '$.name', seq) AS name
+    FROM (
+        SELECT worker, seq, unnest((data -> '$.machine.gpus')::JSON[]) AS gpu
+        FROM events WHERE stream = 'FLEET' AND type = 'jetfleet.worker.joined'
+    )
+    GROUP BY ALL
+),
+kinds AS (
+    SELECT r.replica, string_agg(DISTINCT n.name, ' + ' ORDER BY n.name) AS gpu
+    FROM (SELECT replica, worker, unnest(gpus) AS id FROM replicas) r
+        JOIN named n ON n.worker = r.worker AND n.id = r.id
+    GROUP BY r.replica
+)
+SELECT r.tenant, r.model || ':' || r.model_version AS model, coalesce(k.gpu, '') AS gpu,
+    count(*) AS runs, quantile_cont(i.run_s, 0.5) AS service_p50_s,
+    round(favg(i.run_s), 6) AS service_mean_s, max(i.finished_at) AS last_seen
+FROM invocations i
+    JOIN replicas r ON r.replica = i.replica AND r.worker = i.worker AND r.tenant = i.tenant
+    LEFT JOIN kinds k ON k.replica = r.replica
+WHERE i.outcome = 'completed' AND i.run_s IS NOT NULL
+GROUP BY ALL;
 
 -- Replicas that are not gone.
 CREATE VIEW live_replicas AS SELECT * EXCLUDE (ended_at) FROM replicas WHERE ended_at IS NULL;

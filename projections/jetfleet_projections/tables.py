@@ -18,13 +18,14 @@ TABLES: Mapping[str, str | None] = {
     "jobs": REGISTRY,
     "job_models": REGISTRY,
     "workers": FLEET,
+    "admissions": FLEET,
     "replicas": FLEET,
     "decisions": FLEET,
     "invocations": INVOCATIONS,
 }
 
 # What is computed when asked.
-VIEWS = ("superseded", "job_summary", "invocations_with_model", "live_replicas")
+VIEWS = ("superseded", "job_summary", "invocations_with_model", "live_replicas", "speeds")
 # What SQL of users may read. All of the file is public: it holds what the log says, and no secrets.
 PUBLIC = (*TABLES, *VIEWS)
 

@@ -200,6 +200,19 @@ async def test_as_many_run_at_once_as_there_are_slots_and_no_more_are_pulled(
         assert all(isinstance(h.waiter.event, InvocationCompleted) for h in handles)
 
 
+async def test_a_call_whose_model_is_stopped_for_another_loses_no_attempt(
+    client, conductor, settings
+):
+    await declare(client, "together", behaves="together", concurrency=2, retry_limit=0)
+    async with working(settings):
+        healthy = await client.submit("together", 1.0)
+        hanging = await client.submit("together", 60, timeout_s=0.3)
+        assert (await hanging.outcome(WAIT)).data.error.code == "timeout"
+        outcome = await healthy.outcome(WAIT)
+        assert isinstance(outcome, InvocationCompleted), outcome
+        assert outcome.data.attempt == 2
+
+
 async def test_a_model_that_dies_is_started_again_and_the_next_call_works(
     client, conductor, settings
 ):

@@ -30,6 +30,18 @@ def about(_):
     }
 
 
+def gpus(seconds):
+    """Which GPUs CUDA would show it."""
+    time.sleep(seconds or 0)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def says(lines):
+    """Prints what it is called with."""
+    for line in lines:
+        print(line)
+
+
 def act(value):
     """One function with every way to misbehave; ``value`` names it."""
     if value == "raise":

@@ -65,6 +65,19 @@ def server(*options: str, **fields: Any) -> ModelSpec:
     return ModelSpec(name="model", contract=ContractName.OPENAI, command=command, **fields)
 
 
+FAKES = {
+    ContractName.COG: "cog_server.py",
+    ContractName.SAGEMAKER: "sagemaker_server.py",
+    ContractName.OPENINFERENCE: "oip_server.py",
+}
+
+
+def fake(contract: ContractName, *options: str, **fields: Any) -> ModelSpec:
+    """The toy server of this folder that speaks this contract."""
+    command = (sys.executable, str(MODELS / FAKES[contract]), "--port", "{port}", *options)
+    return ModelSpec(name="model", contract=contract, command=command, **fields)
+
+
 @asynccontextmanager
 async def started(
     model: ModelSpec, *, concurrency: int = 1, max_output_bytes: int = MAX_OUTPUT_BYTES

@@ -54,7 +54,8 @@ MAY_NOT = {
                   subjects.started(1, "default", "echo", "w1")],
 }  # fmt: skip
 HEARS = {
-    "operator": [DONE_BY_WORKER, subjects.output("i", "w1"), subjects.telemetry("w1")],
+    "operator": [DONE_BY_WORKER, subjects.output("i", "w1"), subjects.telemetry("w1"),
+                 subjects.log("default", "echo", "w1", "r1")],
     "gateway": [DONE_BY_WORKER, subjects.output("i", "w1"), subjects.telemetry("w1")],
     "publisher": [DONE_BY_WORKER, subjects.output("i", "w1")],
     "projector": [subjects.ask_query(), subjects.telemetry("w1")],
@@ -161,6 +162,7 @@ def test_a_worker_without_a_job_reaches_nothing_of_others(subject):
         subjects.started(1, "default", "echo", "w1"),
         subjects.done(1, "default", "echo", "anyone", "w1"),
         subjects.output("i1", "w1"),
+        subjects.log("default", "echo", "w1", "r1"),
         subjects.output_blob("default", "echo", "w1", "b", 0),
         "$JS.API.DIRECT.GET.PAYLOADS." + subjects.input_blob("default", "echo", "b", 0),
     ],
@@ -181,6 +183,9 @@ def test_a_worker_on_a_job_may_do_the_work_of_that_job(subject):
         subjects.done(ANY, "default", "other", ANY, ANY),
         subjects.done(ANY, "rival", "echo", ANY, ANY),
         subjects.output(ANY, "w2"),
+        subjects.log(ANY, ANY, "w2", ANY),
+        subjects.log("default", "other", ANY, ANY),
+        subjects.log("rival", "echo", ANY, ANY),
         subjects.output_blob(ANY, ANY, "w2", ANY, ANY),
         subjects.input_blob(ANY, ANY, ANY, ANY),
         "$JS.API.DIRECT.GET.PAYLOADS." + subjects.input_blob("default", "other", ANY, ANY),

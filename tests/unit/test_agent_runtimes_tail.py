@@ -54,6 +54,35 @@ def test_how_output_is_cut_into_pieces_makes_no_difference(pieces: list[str]) ->
     assert tail_of(*(p.encode() for p in pieces)) == tuple(expected[-MAX_LINES:])
 
 
+@given(st.lists(st.text("ab\n", max_size=200), max_size=20), st.integers(0, 20))
+def test_who_listens_hears_every_line_that_ends_with_its_number(
+    pieces: list[str], begins: int
+) -> None:
+    tail, heard = Tail(), []
+    for number, piece in enumerate(pieces):
+        if number == begins:
+            before = tail.ended
+            tail.listeners.append(lambda *line: heard.append(line))
+        tail.feed(piece.encode())
+    ended = "".join(pieces).split("\n")[:-1]
+    assert tail.ended == len(ended)
+    if begins < len(pieces):
+        assert heard == list(enumerate(ended, 1))[before:]
+
+
+def test_the_line_that_is_still_written_is_told_apart() -> None:
+    tail = Tail()
+    tail.feed(b"one\ntw")
+    assert (tail.whole_lines(), tail.unended()) == (("one",), "tw")
+    tail.feed(b"o\n")
+    assert (tail.whole_lines(), tail.unended()) == (("one", "two"), None)
+
+
+def test_a_line_that_was_begun_does_not_run_into_one_much_later() -> None:
+    lines = [str(n) for n in range(MAX_LINES + 1)]
+    assert tail_of(b"begun", "\n".join(["", *lines]).encode()) == tuple(lines[-MAX_LINES:])
+
+
 def test_exit_status_is_put_into_words() -> None:
     assert describe_exit(3) == "exited with status 3"
     assert describe_exit(-11) == "was killed by SIGSEGV"

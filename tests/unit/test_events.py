@@ -229,6 +229,7 @@ def _example(kind: type[Event]) -> Event:
         "jetfleet.worker.draining": lambda: given.draining("w1"),
         "jetfleet.worker.left": lambda: given.left("w1"),
         "jetfleet.worker.lost": lambda: given.lost("w1"),
+        "jetfleet.worker.admitted": lambda: given.admitted("w1", "t1"),
         "jetfleet.replica.preparing": lambda: given.preparing("r1", "w1"),
         "jetfleet.replica.ready": lambda: given.ready("r1", "w1"),
         "jetfleet.replica.failed": lambda: given.failed("r1", "w1"),
@@ -253,6 +254,7 @@ _REST: dict[str, dict[str, Any]] = {
         "invocation": "i1", "job": "echo", "queued_seq": 1, "origin": "o1",
     },
     "jetfleet.worker.heartbeat": {"worker": "w1", "session": "s1"},
+    "jetfleet.worker.token_revoked": {"token": "t1"},
 }  # fmt: skip
 
 

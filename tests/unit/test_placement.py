@@ -140,6 +140,47 @@ def test_a_gpu_that_is_too_old_or_does_not_say_is_not_used():
     ]
 
 
+def test_two_jobs_of_24_gb_never_share_a_gpu_of_40_gb():
+    large = [job(name, of=model(name, gpu_memory_mib=24_000)) for name in ("one", "two")]
+    declared = [created(each) for each in large]
+    happened = [joined("w1", gpus=(gpu(40_000, uuid="GPU-a"),))]
+    assert decide(declared, happened) == ["one on w1"]
+    small = job("small", of=model("small", gpu_memory_mib=16_000))
+    assert decide([*declared, created(small)], happened) == ["one on w1", "small on w1"]
+
+
+def test_a_decision_names_the_gpu_and_later_ones_count_by_that_name():
+    vision = job("vision", replicas=2, of=model("vision", gpu_memory_mib=6000))
+    gpus = (gpu(8000, uuid="GPU-a"), gpu(8000, index=1, uuid="GPU-b"))
+    seen = world([created(vision)], [joined("w1", gpus=gpus)])
+    assert [decision.gpus for decision in place(seen, at(0))] == [("GPU-a",), ("GPU-b",)]
+    # The first fit would be GPU-a; what runs on GPU-b is where the log says that it is.
+    happened = [joined("w1", gpus=gpus), assigned("r1", "w1", vision, gpus=("GPU-b",))]
+    (second,) = place(world([created(vision)], happened), at(0))
+    assert second.gpus == ("GPU-a",)
+
+
+def test_a_gpu_without_a_uuid_is_named_by_its_index():
+    vision = job("vision", of=model("vision", gpu_memory_mib=6000))
+    happened = [joined("w1", gpus=(gpu(4000), gpu(8000, index=1)))]
+    (only,) = place(world([created(vision)], happened), at(0))
+    assert only.gpus == ("1",)
+
+
+def test_a_gpu_that_is_split_is_not_used_as_a_whole():
+    vision = job("vision", of=model("vision", gpu_memory_mib=1000))
+    split = gpu(80_000).model_copy(update={"mig": True})
+    assert decide([created(vision)], [joined("w1", gpus=(split,))]) == []
+
+
+def test_a_replica_of_which_no_gpu_was_recorded_counts_where_it_would_be_put():
+    vision = job("vision", replicas=3, of=model("vision", gpu_memory_mib=6000))
+    gpus = (gpu(8000), gpu(8000, index=1))
+    happened = [joined("w1", gpus=gpus), assigned("r1", "w1", vision)]
+    (second,) = place(world([created(vision)], happened), at(0))
+    assert second.gpus == ("1",)
+
+
 def test_a_model_without_gpu_memory_needs_no_gpu():
     assert decide([created(job("cpu", of=model(gpu_capability=9.0)))], [joined("w1")]) == [
         "cpu on w1"

@@ -70,7 +70,15 @@ _JOINS = st.builds(
     st.sampled_from(_WORKERS),
     st.sampled_from(["s1", "s2"]),
     st.sampled_from([600, 1500, 2500, 4000]),
-    st.sampled_from([(), (), (gpu(8000, 7.0),), (gpu(8000, 9.0), gpu(6000, 9.0, index=1))]),
+    st.sampled_from(
+        [
+            (),
+            (gpu(8000, 7.0),),
+            (gpu(8000, 9.0), gpu(6000, 9.0, index=1)),
+            (gpu(8000, 9.0, uuid="GPU-a"), gpu(8000, 9.0, index=1, uuid="GPU-b")),
+            (gpu(8000, 9.0, uuid="GPU-b"),),  # the first one fell off the bus
+        ]
+    ),
 )
 
 
@@ -88,7 +96,12 @@ def histories(draw: st.DrawFn) -> Observation:
 def _declared(draw: st.DrawFn, seen: Observation) -> Observation:
     spec = draw(_SPECS)
     event = draw(st.sampled_from([created(spec), updated(spec), deleted(spec.name)]))
-    return Observation(registry(event, onto=seen.registry), fleet(draw(_JOINS), onto=seen.fleet))
+    joining = draw(_JOINS)
+    running = [r.id for r in seen.fleet.replicas.values() if r.worker == joining.data.worker]
+    kept = tuple(replica for replica in running if draw(st.booleans()))
+    data = joining.data.model_copy(update={"replicas": kept})
+    joining = joining.model_copy(update={"data": data})
+    return Observation(registry(event, onto=seen.registry), fleet(joining, onto=seen.fleet))
 
 
 def _happened(draw: st.DrawFn, seen: Observation) -> Observation:
@@ -111,11 +124,24 @@ def _overfull(seen: Observation) -> list[str]:
             r.spec.model.resources for r in seen.fleet.replicas.values() if r.worker == worker.name
         ]
         memory = sum(need.memory_mib for need in needs)
-        gpu_memory = sum(need.gpu_memory_mib for need in needs)
-        has_gpu = sum(each.memory_mib or 0 for each in worker.machine.gpus)
-        if needs and (memory > worker.machine.memory_mib - RESERVED_MIB or gpu_memory > has_gpu):
+        if needs and memory > worker.machine.memory_mib - RESERVED_MIB:
             found.append(worker.name)
     return found
+
+
+def _overfull_gpus(seen: Observation) -> list[tuple[str, str]]:
+    """GPUs whose replicas, by what was decided, need more than each has."""
+    return [
+        (worker.name, each.id)
+        for worker in seen.fleet.workers.values()
+        for each in worker.machine.gpus
+        if (each.memory_mib or 0)
+        < sum(
+            r.spec.model.resources.gpu_memory_mib
+            for r in seen.fleet.replicas.values()
+            if r.worker == worker.name and each.id in r.gpus
+        )
+    ]
 
 
 @generated(histories(), st.integers(0, 200))
@@ -127,6 +153,22 @@ def test_no_worker_ever_gets_more_than_it_has_room_for(seen, seconds):
         seen = obeyed(seen, decisions)
         assert not set(_overfull(seen)) & taken
         assert set(_overfull(seen)) <= before
+
+
+@generated(histories(), st.integers(0, 200))
+def test_no_gpu_ever_gets_more_than_it_has_room_for(seen, seconds):
+    before = set(_overfull_gpus(seen))  # a worker may come back with another, smaller GPU
+    for round_ in range(4):
+        decisions = [d for d in place(seen, at(seconds + round_)) if isinstance(d, Assign)]
+        machines = {name: worker.machine for name, worker in seen.fleet.workers.items()}
+        for assign in decisions:
+            names = {gpu.id for gpu in machines[assign.worker].gpus}
+            assert len(assign.gpus) == (assign.spec.model.resources.gpu_memory_mib > 0)
+            assert set(assign.gpus) <= names
+        taken = {(d.worker, gpu) for d in decisions for gpu in d.gpus}
+        seen = obeyed(seen, place(seen, at(seconds + round_)))
+        assert not set(_overfull_gpus(seen)) & taken
+        assert set(_overfull_gpus(seen)) <= before
 
 
 @generated(histories(), st.integers(0, 200))

@@ -53,7 +53,13 @@ def fleet_log(seed: int, length: int = 200) -> Log:
         if chance.random() < 0.3:
             verb = chance.choice(["joined", "joined", "draining", "left", "lost"])
             named = tuple(f"r{n}" for n in range(6) if chance.random() < 0.5)
-            fields = {"replicas": named} if verb == "joined" else {}
+            fields: dict[str, Any] = {}
+            if verb == "joined":
+                labels = {"zone": chance.choice("ab")}
+                fields = {"replicas": named, "labels": labels, "trusted": chance.random() < 0.5}
+            if chance.random() < 0.2:
+                owner = chance.choice(["ada", ""])
+                log.admitted(worker, trusted=chance.random() < 0.5, owner=owner, labels={"a": "1"})
             log.worker(verb, worker, f"s{chance.randrange(2)}", **fields)
         else:
             verb = chance.choice(
@@ -74,9 +80,14 @@ def test_fleet_is_what_core_folds(warehouse: Warehouse, seed: int) -> None:
             state = evolve_fleet(state, decode(body), seq)
         start = stop
         workers = {row["worker"]: row for row in dicts(warehouse, "SELECT * FROM workers")}
-        assert {n: (w.status, w.session, w.joined_seq) for n, w in state.workers.items()} == {
-            n: (w["state"], w["session"], w["joined_seq"]) for n, w in workers.items()
-        }
+        assert {
+            n: (w.status, w.session, w.joined_seq, w.trusted, w.owner, w.labels)
+            for n, w in state.workers.items()
+        } == {
+            n: (w["state"], w["session"], w["joined_seq"], w["trusted"], w["owner"],
+                json.loads(w["labels"]))
+            for n, w in workers.items()
+        }  # fmt: skip
         live = dicts(warehouse, "SELECT * FROM replicas WHERE ended_at IS NULL")
         assert {
             r.id: (r.status, r.worker, r.assigned_seq, naive(r.assigned_at), naive(r.ready_at))
@@ -135,6 +146,8 @@ def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Wa
         log.job(verb)
     for verb in ("joined", "draining", "left", "lost"):
         log.worker(verb)
+    log.admitted()
+    log.revoked()
     for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
         log.replica(verb, "r1")
     for outcome in ("completed", "failed", "cancelled", "expired"):

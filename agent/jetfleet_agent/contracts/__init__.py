@@ -122,6 +122,18 @@ def contract_of(name: ContractName, *, max_output_bytes: int = MAX_OUTPUT_BYTES)
         from jetfleet_agent.contracts.function import FunctionContract
 
         return FunctionContract(max_output_bytes)
+    if name == "cog":
+        from jetfleet_agent.contracts.cog import CogContract
+
+        return CogContract(max_output_bytes)
+    if name == "sagemaker":
+        from jetfleet_agent.contracts.sagemaker import SageMakerContract
+
+        return SageMakerContract(max_output_bytes)
+    if name == "openinference":
+        from jetfleet_agent.contracts.openinference import OpenInferenceContract
+
+        return OpenInferenceContract(max_output_bytes)
     from jetfleet_agent.contracts.openai import OpenAIContract
 
     return OpenAIContract(max_output_bytes)

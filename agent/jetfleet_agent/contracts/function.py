@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from jetfleet.specs import ModelSpec
+from jetfleet.specs import ModelSpec, RuntimeName
 from jetfleet_agent.contracts import (
     MAX_OUTPUT_BYTES,
     Call,
@@ -23,6 +25,7 @@ from jetfleet_agent.contracts import (
     ModelError,
     ModelExited,
 )
+from jetfleet_agent.contracts.packed_host import DEFAULT_PORT, packed_host
 from jetfleet_agent.contracts.wire import (
     CALL,
     CALL_STREAM,
@@ -53,6 +56,9 @@ class FunctionContract:
     def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
         """The host's command line; it runs in the directory of the file."""
         file, _, name = (model.function or "").rpartition(":")  # ModelSpec: never None here
+        if model.runtime is RuntimeName.DOCKER:
+            arguments = (file, name, str(concurrency), str(self._max_output_bytes))
+            return packed_host(arguments, dict(model.env), model.container.port or DEFAULT_PORT)
         path = Path(file).absolute()
         host = "jetfleet_agent.contracts.function_host"
         # -P: a file of the model named like a standard module must not break the host.
@@ -81,7 +87,9 @@ class FunctionSession(asyncio.Protocol):
         self._watching: asyncio.Task[None] | None = None
         self._cancellable = False
         self._ended: str | None = None  # why no call can be made any more
-        self._number = 0
+        # A host in a container may still be at work for an earlier session, whose replies must not
+        # be taken for ours.
+        self._number = secrets.randbits(48)
         self._unsent: list[bytes] = []
         self._pending: dict[int, tuple[asyncio.Future[bytes], Call]] = {}
         self._numbers: dict[str, int] = {}  # of the calls in progress, by their id
@@ -93,7 +101,10 @@ class FunctionSession(asyncio.Protocol):
         channel, self._instance.channel = self._instance.channel, None
         if channel is None:
             raise StartFailed("the process ended before it was spoken to", self._instance.tail())
-        await self._loop.create_unix_connection(lambda: self, sock=channel)
+        if channel.family == socket.AF_UNIX:
+            await self._loop.create_unix_connection(lambda: self, sock=channel)
+        else:
+            await self._loop.create_connection(lambda: self, sock=channel)
         self._watching = self._loop.create_task(self._watch())
         try:
             async with asyncio.timeout(self._model.startup_timeout_s):

@@ -1,19 +1,22 @@
 """The process that serves a function: ``python -P -m jetfleet_agent.contracts.function_host``.
 
 Arguments: FILE.py FUNCTION CONCURRENCY MAX_OUTPUT_BYTES. The channel to the agent is the socket
-whose number is in ``JETFLEET_CHANNEL``; stdout and stderr stay the model's own. Standard library
-only, so that it starts in some 40 ms and disturbs no model's dependencies.
+whose number is in ``JETFLEET_CHANNEL``, or in a container the connection that comes to the port
+``JETFLEET_PORT`` and begins with ``JETFLEET_TOKEN``. stdout and stderr stay the model's own.
+Standard library only, so that it starts in some 40 ms and disturbs no model's dependencies.
 
 - A plain function or generator with concurrency 1 runs in the main thread.
 - With more, in as many threads.
 - An ``async`` function or generator runs in an event loop (``host_loop``).
 
-The process ends when the agent closes the channel, or dies.
+The process ends when the agent closes the channel, or dies. In a container it waits for the next
+connection instead: the agent may have been restarted.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import hmac
 import importlib.util
 import json
 import os
@@ -41,6 +44,7 @@ from jetfleet_agent.contracts.wire import (
 
 READ_BYTES = 64 * 1024
 JOIN_BYTES = 16 * 1024  # up to this size header and payload are sent as one
+TOKEN_WAIT_S = 5.0  # for whoever connects to say the token
 
 Function = Callable[[Any], Any]
 
@@ -55,17 +59,58 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-class Channel:
-    """The blocking side of the socket. One thread receives; ``send`` may be called by any."""
+class Door:
+    """Where the agent of a container knocks."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, port: int, token: str) -> None:
+        self._listener = socket.create_server(("", port))
+        self._token = token.encode()
+
+    def admit(self) -> socket.socket:
+        """Wait for a connection that begins with the token."""
+        while True:
+            connection, _ = self._listener.accept()
+            connection.settimeout(TOKEN_WAIT_S)
+            try:
+                said = connection.recv(len(self._token), socket.MSG_WAITALL)
+            except OSError:
+                said = b""
+            if hmac.compare_digest(said, self._token):
+                connection.settimeout(None)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection
+            connection.close()
+
+
+class Channel:
+    """The blocking side of the socket. One thread receives; ``send`` may be called by any.
+
+    With a ``door``, a lost connection is waited for anew, and ``greeting`` sent again; replies to
+    calls of the lost one are dropped, and the agent does not know their numbers any more.
+    """
+
+    def __init__(self, connection: socket.socket, door: Door | None = None) -> None:
         self._socket = connection
+        self._door = door
         self._reader = FrameReader()
         self._sending = threading.Lock()
+        self.greeting = b""
+        self.lost = False
 
     def receive(self) -> list[Frame]:
         """Waits for data; the frames that it completed, perhaps none."""
+        if self.lost:
+            self.reconnect()
         return self._take(0)
+
+    def reconnect(self) -> socket.socket:
+        """Wait for the agent's next connection and greet it."""
+        assert self._door is not None  # without a door, losing the connection is the end
+        connection = self._door.admit()
+        with self._sending:
+            self._socket, self._reader, self.lost = connection, FrameReader(), False
+        self.send(READY, 0, self.greeting)
+        return connection
 
     def poll(self) -> list[Frame]:
         """The frames that are there; does not wait."""
@@ -78,10 +123,15 @@ class Channel:
         try:
             data = self._socket.recv(READ_BYTES, flags)
         except ConnectionError:
-            leave()
+            data = b""
         if not data:
-            leave()
+            self._lose()
         return self._reader.feed(data)
+
+    def _lose(self) -> None:
+        if self._door is None:
+            leave()
+        self.lost = True
 
     def send(self, kind: int, call: int, payload: bytes) -> None:
         """One frame, whole."""
@@ -94,7 +144,7 @@ class Channel:
                     self._socket.sendall(header)
                     self._socket.sendall(payload)
         except ConnectionError:
-            leave()
+            self._lose()
 
 
 def load(path: Path, name: str) -> Function:
@@ -148,7 +198,7 @@ class MainThread:
 
     def _poll_cancelled(self, call: int) -> bool:
         self._waiting.extend(self._channel.poll())
-        return self._is_cancelled(call)
+        return self._channel.lost or self._is_cancelled(call)
 
     def _is_cancelled(self, call: int) -> bool:
         return any(kind == CANCEL and number == call for kind, number, _ in self._waiting)
@@ -211,18 +261,25 @@ class Threads:
         return lambda: call in self._cancelled
 
 
-def serve(connection: socket.socket, function: Function, concurrency: int, limit: int) -> NoReturn:
+def serve(
+    connection: socket.socket,
+    function: Function,
+    concurrency: int,
+    limit: int,
+    door: Door | None = None,
+) -> NoReturn:
     """Say that we are ready, then answer calls until the agent is gone."""
     flags = host_calls.flags_of(function)
     asynchronous = bool(flags & (host_calls.COROUTINE | host_calls.ASYNC_GENERATOR))
     cancellable = asynchronous or bool(flags & host_calls.GENERATOR)
-    channel = Channel(connection)
+    channel = Channel(connection, door)
     output = host_calls.Output(limit)
-    channel.send(READY, 0, json.dumps({"cancellable": cancellable}).encode())
+    channel.greeting = json.dumps({"cancellable": cancellable}).encode()
+    channel.send(READY, 0, channel.greeting)
     if asynchronous:
         from jetfleet_agent.contracts.host_loop import serve_in_loop
 
-        serve_in_loop(connection, function, output)
+        serve_in_loop(connection, function, output, channel.reconnect if door else None)
     if concurrency == 1:
         MainThread(channel, function, output).serve()
     Threads(channel, function, output, concurrency).serve()
@@ -230,8 +287,13 @@ def serve(connection: socket.socket, function: Function, concurrency: int, limit
 
 def main(arguments: Iterable[str]) -> None:
     file, name, concurrency, limit = arguments
-    connection = socket.socket(fileno=int(os.environ.pop("JETFLEET_CHANNEL")))
-    connection.set_inheritable(False)  # programs that the model starts shall not hold it open
+    door = None
+    if port := os.environ.pop("JETFLEET_PORT", ""):
+        door = Door(int(port), os.environ.pop("JETFLEET_TOKEN"))
+        connection = door.admit()
+    else:
+        connection = socket.socket(fileno=int(os.environ.pop("JETFLEET_CHANNEL")))
+        connection.set_inheritable(False)  # programs that the model starts shall not hold it open
     faulthandler.enable()  # a crash tells where it was, in the last lines of output
     for stream in (sys.stdout, sys.stderr):  # whole lines at once, and none lost in a crash
         cast(TextIOWrapper, stream).reconfigure(line_buffering=True, write_through=False)
@@ -241,7 +303,7 @@ def main(arguments: Iterable[str]) -> None:
         said = {"message": host_calls.describe(error), "traceback": host_calls.trace(error)}
         Channel(connection).send(FAILED, 0, json.dumps(said).encode())
         sys.exit(1)
-    serve(connection, function, int(concurrency), int(limit))
+    serve(connection, function, int(concurrency), int(limit), door)
 
 
 if __name__ == "__main__":

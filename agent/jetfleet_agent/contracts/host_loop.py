@@ -13,15 +13,26 @@ from jetfleet_agent.contracts.wire import CALL_STREAM, CANCEL, CHUNK, HEADER, RE
 
 
 def serve_in_loop(
-    connection: socket.socket, function: Callable[[Any], Any], output: host_calls.Output
+    connection: socket.socket,
+    function: Callable[[Any], Any],
+    output: host_calls.Output,
+    again: Callable[[], socket.socket] | None,
 ) -> NoReturn:
-    """Answer calls, each a task, until the agent closes the channel."""
+    """Answer calls, each a task, until the agent closes the channel.
+
+    ``again`` waits for its next connection and greets it; None: there will be none.
+    """
     from jetfleet_agent.contracts.function_host import leave
 
     async def serve() -> None:
-        host = LoopHost(function, output)
-        await asyncio.get_running_loop().create_unix_connection(lambda: host, sock=connection)
-        await host.closed
+        current, loop = connection, asyncio.get_running_loop()
+        while True:
+            host = LoopHost(function, output)
+            await loop.connect_accepted_socket(lambda host=host: host, current)  # type: ignore[misc]
+            await host.closed
+            if again is None:
+                leave()
+            current = await loop.run_in_executor(None, again)
 
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(serve())
@@ -122,6 +133,8 @@ class LoopHost(asyncio.Protocol):
             self._send(reply[0], call, reply[1])
 
     def _send(self, kind: int, call: int, payload: bytes) -> None:
+        if self._transport.is_closing():
+            return  # the agent that asked is gone
         header = HEADER.pack(len(payload), kind, call)
         if not self._tasks and not self._unsent:  # nobody to share a write with
             self._transport.write(b"".join((header, payload)))
@@ -132,5 +145,6 @@ class LoopHost(asyncio.Protocol):
         self._unsent.append(payload)
 
     def _flush(self) -> None:
-        self._transport.write(b"".join(self._unsent))
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(self._unsent))
         self._unsent.clear()

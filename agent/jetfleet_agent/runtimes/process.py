@@ -48,9 +48,8 @@ class ProcessRuntime:
 
     async def start(self, launch: Launch, place: Place | None = None) -> ProcessInstance:
         """Raises StartFailed when the program or its directory is missing or not executable."""
-        if place is not None and place.gpus:
-            gpus = {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
-            launch = launch._replace(env={**gpus, **launch.env})
+        if place is not None:
+            launch = launch._replace(env={**_visible_gpus(place), **launch.env})
         if launch.directory is not None and not launch.directory.is_dir():
             raise StartFailed(f"cannot run the model: there is no directory {launch.directory}")
         ours, theirs = socket.socketpair() if launch.channel else (None, None)
@@ -72,6 +71,9 @@ class ProcessRuntime:
             raise
         return instance
 
+    async def adopt(self, launch: Launch, place: Place) -> None:
+        """Nothing: processes end with the agent that started them."""
+
     def close(self) -> None:
         """Kill what still runs. The runtime of an agent lives as long as the agent."""
         self._guard.close()
@@ -91,7 +93,7 @@ class ProcessInstance(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._guard = guard
-        self._output = Tail()
+        self.output = Tail()
         self._output_ended = asyncio.Event()
         self._reading: asyncio.BaseTransport | None = None
         self._stopping = False
@@ -111,7 +113,11 @@ class ProcessInstance(asyncio.Protocol):
 
     def tail(self) -> tuple[str, ...]:
         """The last lines of stdout and stderr, oldest first."""
-        return self._output.lines()
+        return self.output.lines()
+
+    def reconsider(self) -> bool:
+        """False: processes are started in one way only."""
+        return False
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM to the group, SIGKILL after ``grace_s``; returns when all of it is gone.
@@ -139,7 +145,7 @@ class ProcessInstance(asyncio.Protocol):
         self._reading = transport
 
     def data_received(self, data: bytes) -> None:
-        self._output.feed(data)
+        self.output.feed(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._output_ended.set()
@@ -235,6 +241,16 @@ def _spawn(launch: Launch, channel: socket.socket | None) -> subprocess.Popen[by
         pass_fds=files,
         preexec_fn=_preparation(),  # noqa: PLW1509 - it only makes system calls, no locks
     )
+
+
+def _visible_gpus(place: Place) -> dict[str, str]:
+    """CUDA shows a model the GPUs that it was given; none to one that asked for none.
+
+    GPUs without a UUID are named by NVML's index, which is the order on the bus.
+    """
+    if not place.gpus and place.model.resources.gpu_memory_mib:
+        return {}  # assigned by a policy that named none
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
 
 
 def _environment(launch: Launch) -> dict[str, str]:

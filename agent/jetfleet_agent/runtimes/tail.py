@@ -1,34 +1,52 @@
-"""The last lines of a process's output, in bounded memory."""
+"""The last lines of a process's output, in bounded memory, and its new ones for who listens."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 MAX_LINES = 50
 MAX_LINE_BYTES = 4096
+Listener = Callable[[int, str], None]  # number of the line (from 1), its text
 
 
 class Tail:
-    """Keeps the last ``MAX_LINES`` lines, each cut after ``MAX_LINE_BYTES``."""
+    """Keeps the last ``MAX_LINES`` lines, each cut after ``MAX_LINE_BYTES``.
 
-    __slots__ = ("_lines", "_open", "_open_bytes")
+    ``listeners`` are called with each line that ends from now on; ``ended`` counts those lines.
+    """
+
+    __slots__ = ("_lines", "_open", "_open_bytes", "ended", "listeners")
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque(maxlen=MAX_LINES)
         self._open = b""  # the beginning of the line that is still being written
         self._open_bytes = 0  # its true length
+        self.ended = 0
+        self.listeners: list[Listener] = []
 
     def feed(self, data: bytes) -> None:
-        """Take in more output; costs no more than the last lines of it."""
-        first, *rest = data.rsplit(b"\n", MAX_LINES)
-        if len(rest) == MAX_LINES:  # older lines would fall out anyway
-            first = first.rpartition(b"\n")[2] if b"\n" in first else first
-            self._lines.clear()
+        """Take in more output; where nobody listens, it costs no more than its last lines."""
+        if self.listeners:
+            first, *rest = data.split(b"\n")
+        else:
+            first, *rest = data.rsplit(b"\n", MAX_LINES)
+            if skipped := first.count(b"\n"):  # these lines would fall out anyway
+                self.ended += skipped
+                first = first.rpartition(b"\n")[2]
+                self._open, self._open_bytes = b"", 0
         self._extend(first)
         for line in rest:
-            self._lines.append(_cut(self._open, self._open_bytes))
-            self._open, self._open_bytes = b"", 0
+            self._end_line()
             self._extend(line)
+
+    def _end_line(self) -> None:
+        line = _cut(self._open, self._open_bytes)
+        self._lines.append(line)
+        self._open, self._open_bytes = b"", 0
+        self.ended += 1
+        for listener in self.listeners:
+            listener(self.ended, _text(line))
 
     def _extend(self, part: bytes) -> None:
         room = MAX_LINE_BYTES - len(self._open)
@@ -38,10 +56,16 @@ class Tail:
 
     def lines(self) -> tuple[str, ...]:
         """Oldest first, with the line still being written as the last."""
-        lines = [*self._lines]
-        if self._open_bytes:
-            lines.append(_cut(self._open, self._open_bytes))
-        return tuple(_text(line) for line in lines[-MAX_LINES:])
+        unended = self.unended()
+        return (*self.whole_lines(), *((unended,) if unended is not None else ()))[-MAX_LINES:]
+
+    def whole_lines(self) -> tuple[str, ...]:
+        """The last lines that ended, oldest first."""
+        return tuple(_text(line) for line in self._lines)
+
+    def unended(self) -> str | None:
+        """The line still being written, so far; None when nothing is."""
+        return _text(_cut(self._open, self._open_bytes)) if self._open_bytes else None
 
 
 def _cut(kept: bytes, length: int) -> bytes:

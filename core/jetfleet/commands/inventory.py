@@ -1,4 +1,4 @@
-"""Commands that show and change what there is: ps, query, model, job, worker."""
+"""Commands that show and change what there is: ps, query, model, job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from jetfleet.commands.common import State, command, connected
 from jetfleet.commands.output import note
-from jetfleet.errors import JobNotFound, ModelNotFound, WorkerNotFound
+from jetfleet.errors import JobNotFound, ModelNotFound
 
 if TYPE_CHECKING:
     from jetfleet.registry import Change
@@ -31,7 +31,6 @@ def register(app: typer.Typer) -> None:
                 "delete": job_delete,
             },
         ),
-        "worker": ("Workers.", {"list": worker_list, "show": worker_show}),
     }
     for name, (text, functions) in families.items():
         family = typer.Typer(name=name, help=text, no_args_is_help=True)
@@ -155,29 +154,3 @@ def _say(state: State, job: str, change: Change) -> None:
     else:
         fields = f": {', '.join(change.fields)}" if change.fields else ""
         state.output.text(f"job {job} {change.kind}{fields}")
-
-
-WORKER_COLUMNS = ("worker", "state", "hostname", "cpu_count", "memory_mib", "gpus", "joined_at")
-
-
-async def worker_list(state: State) -> None:
-    """Every worker that ever joined, and how it is."""
-    async with connected(state) as client:
-        rows = (await client.query("workers")).dicts()
-        columns = tuple(rows[0]) if state.as_json and rows else WORKER_COLUMNS
-        state.output.table(
-            columns,
-            [[row[column] for column in columns] for row in rows],
-            empty="no worker has joined yet",
-        )
-
-
-async def worker_show(
-    state: State, worker: Annotated[str, typer.Argument(help="Name of the worker.")]
-) -> None:
-    """One worker in full."""
-    async with connected(state) as client:
-        rows = (await client.query("worker", name=worker)).dicts()
-        if not rows:
-            raise WorkerNotFound(f"there is no worker {worker!r}; `jetfleet worker list` shows all")
-        state.output.document(rows[0])

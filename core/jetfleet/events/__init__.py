@@ -31,11 +31,13 @@ from jetfleet.events.fleet import (
     ReplicaReleased,
     ReplicaStopped,
     Why,
+    WorkerAdmitted,
     WorkerDraining,
     WorkerHeartbeat,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
+    WorkerTokenRevoked,
 )
 from jetfleet.events.invocations import (
     BlobRef,
@@ -63,6 +65,7 @@ RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisa
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
 ControlEvent = ReplicaAssigned | ReplicaReleased
+AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
     | WorkerDraining
@@ -72,6 +75,7 @@ FleetEvent = (
     | ReplicaReady
     | ReplicaFailed
     | ReplicaStopped
+    | AdmissionEvent
     | ControlEvent
 )
 AnyEvent = RegistryEvent | InvocationEvent | FleetEvent | WorkerHeartbeat
@@ -131,6 +135,7 @@ def _explain(error: ValidationError) -> str:
 __all__ = [
     "EVENT_TYPES",
     "OUTCOMES",
+    "AdmissionEvent",
     "AnyEvent",
     "BlobRef",
     "Candidate",
@@ -166,11 +171,13 @@ __all__ = [
     "ReplicaReleased",
     "ReplicaStopped",
     "Why",
+    "WorkerAdmitted",
     "WorkerDraining",
     "WorkerHeartbeat",
     "WorkerJoined",
     "WorkerLeft",
     "WorkerLost",
+    "WorkerTokenRevoked",
     "compose",
     "decode",
     "encode",

@@ -66,6 +66,32 @@ class WorkerLost(Event):
     data: Data
 
 
+class WorkerAdmitted(Event):
+    """A conductor let a worker in that came with a join token; what it is trusted with."""
+
+    class Data(Frozen):
+        worker: Name
+        public_key: str = Field(description="NKey that the worker proved to hold")
+        token: Token = Field(description="id of the join token")
+        trusted: bool = False
+        owner: str = ""
+        labels: dict[str, str] = Field(default_factory=dict)
+
+    type: Literal["jetfleet.worker.admitted"] = "jetfleet.worker.admitted"
+    data: Data
+
+
+class WorkerTokenRevoked(Event):
+    """A join token was taken back: nobody joins with it, and who did gets no further rights."""
+
+    class Data(Frozen):
+        token: Token = Field(description="id of the join token")
+        reason: str = ""
+
+    type: Literal["jetfleet.worker.token_revoked"] = "jetfleet.worker.token_revoked"
+    data: Data
+
+
 class ReplicaChange(Frozen):
     """What all replica events of a worker say."""
 
@@ -147,7 +173,9 @@ class ReplicaAssigned(Event):
     class Data(ReplicaChange):
         spec: JobSpec
         shard: int = Field(ge=0)
-        gpus: tuple[str, ...] = Field((), description="the GPUs it runs on, by UUID")
+        gpus: tuple[str, ...] = Field(
+            (), description="the GPUs it runs on, by UUID (by index where there is none)"
+        )
         why: Why
 
     type: Literal["jetfleet.replica.assigned"] = "jetfleet.replica.assigned"
@@ -176,6 +204,13 @@ class GpuLoad(Frozen):
     memory_used_mib: int | None = None
     temperature_c: float | None = None
     power_w: float | None = None
+    power_limit_w: float | None = None
+    processes: int | None = Field(None, description="how many compute on it, ours or not")
+    ecc_errors: int | None = Field(None, description="uncorrected, since the driver was loaded")
+    throttled: tuple[str, ...] | None = Field(
+        None, description="why its clocks are held down: power, heat, hardware, ..."
+    )
+    lost: bool = Field(False, description="it does not answer and needs a reset: off the bus")
 
 
 class JobLoad(Frozen):

@@ -1,4 +1,8 @@
-"""Placement: which worker runs a replica. Enough free memory first, then the least loaded.
+"""Placement: which worker, and which of its GPUs, runs a replica. Enough free memory first, then
+the least loaded.
+
+GPU memory is accounted by the GPUs that decisions gave to replicas: two replicas share a GPU only
+if what both need fits into it.
 
 A pure function of an observation and ``now``. It also says which replicas to let go: of deleted
 jobs, above the wanted number, and of an older spec once the newer one serves.
@@ -15,7 +19,7 @@ from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaS
 from jetfleet.specs import JobSpec, Resources
 
 NAME = "least-loaded"
-VERSION = 1
+VERSION = 2
 RESERVED_MIB = 512  # of each worker's memory: the system and the agent itself
 LONGEST_BACKOFF_S = 60.0
 
@@ -37,6 +41,7 @@ class Assign:
     worker: str
     reason: str
     candidates: tuple[Candidate, ...]
+    gpus: tuple[str, ...] = ()  # names of the GPUs that it runs on (``GpuSpec.id``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class _Room:
 
     worker: WorkerState
     memory_mib: int
-    gpus_mib: list[int]
+    gpus_mib: dict[str, int]  # free, by the GPU's name
     replicas: int
 
     @property
@@ -64,21 +69,24 @@ class _Room:
         """Share of the worker's memory that is spoken for."""
         return 1 - self.memory_mib / max(1, self.worker.machine.memory_mib)
 
-    def take(self, need: Resources) -> None:
+    def take(self, need: Resources, gpus: Sequence[str]) -> None:
+        """Account for a replica on these GPUs; one that the machine has no more costs nothing."""
         self.memory_mib -= need.memory_mib
         self.replicas += 1
-        gpu = self.gpu_for(need)
-        if need.gpu_memory_mib and gpu is not None:
-            self.gpus_mib[gpu] -= need.gpu_memory_mib
+        for gpu in gpus:
+            if gpu in self.gpus_mib:
+                self.gpus_mib[gpu] -= need.gpu_memory_mib
 
-    def gpu_for(self, need: Resources) -> int | None:
-        """Index of the first GPU with room and capability."""
-        for index, gpu in enumerate(self.worker.machine.gpus):
+    def gpus_for(self, need: Resources) -> tuple[str, ...] | None:
+        """The first GPU with room and capability; none where none is needed; None: no room."""
+        if not need.gpu_memory_mib:
+            return ()
+        for gpu in self.worker.machine.gpus:
             capable = need.gpu_capability is None or (
                 gpu.compute_capability is not None and gpu.compute_capability >= need.gpu_capability
             )
-            if capable and self.gpus_mib[index] >= need.gpu_memory_mib:
-                return index
+            if capable and self.gpus_mib[gpu.id] >= need.gpu_memory_mib:
+                return (gpu.id,)
         return None
 
 
@@ -111,15 +119,19 @@ def _rooms(fleet: FleetState) -> dict[str, _Room]:
     rooms = {
         name: _empty(worker) for name, worker in fleet.workers.items() if worker.status == "joined"
     }
-    for replica in sorted(fleet.replicas.values(), key=lambda replica: replica.assigned_seq):
+    # Decisions of version 1 named no GPU: their replicas count where they would be put now, after
+    # all those that we know of.
+    for replica in sorted(fleet.replicas.values(), key=lambda r: (not r.gpus, r.assigned_seq)):
         if replica.worker in rooms:
-            rooms[replica.worker].take(replica.spec.model.resources)
+            room, need = rooms[replica.worker], replica.spec.model.resources
+            room.take(need, replica.gpus or room.gpus_for(need) or ())
     return rooms
 
 
 def _empty(worker: WorkerState) -> _Room:
     machine = worker.machine
-    gpus = [gpu.memory_mib or 0 for gpu in machine.gpus]
+    # A GPU that is split (MIG) gives a process one of its parts, of a size that we do not know.
+    gpus = {gpu.id: 0 if gpu.mig else gpu.memory_mib or 0 for gpu in machine.gpus}
     return _Room(worker, machine.memory_mib - RESERVED_MIB, gpus, 0)
 
 
@@ -189,8 +201,10 @@ def _assign(work: _Round, job: JobState) -> bool:
         for name, objection in verdicts.items()
     )
     reason = f"least loaded of {len(able)} workers with room"
-    work.decisions.append(Assign(job.tenant, job.spec, chosen, reason, candidates))
-    work.rooms[chosen].take(job.spec.model.resources)
+    room, need = work.rooms[chosen], job.spec.model.resources
+    gpus = room.gpus_for(need) or ()
+    work.decisions.append(Assign(job.tenant, job.spec, chosen, reason, candidates, gpus))
+    room.take(need, gpus)
     return True
 
 
@@ -201,7 +215,7 @@ def _unfit(job: JobState, room: _Room) -> str:
         return "not among the workers this job is assigned to"
     if room.memory_mib < need.memory_mib:
         return f"{room.memory_mib} MiB free, {need.memory_mib} needed"
-    if need.gpu_memory_mib and room.gpu_for(need) is None:
+    if room.gpus_for(need) is None:
         return f"no GPU with {need.gpu_memory_mib} MiB free and the capability needed"
     return ""
 

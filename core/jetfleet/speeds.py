@@ -1,0 +1,73 @@
+"""How fast models run on which GPUs: a fold over heartbeats, for policies.
+
+Frozen values, no clock, no I/O. What workers told last is kept for as long as they are known, also
+for jobs that they no longer serve: that is what placing a job anew needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from jetfleet.events import WorkerHeartbeat
+
+MOST_WORKERS = 10_000  # the table of a fleet whose machines come and go for years stays bounded
+Kind = tuple[str, str, str]  # tenant, model (name:version), type of GPU (empty: none)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one worker told last of a model on its GPUs. ``runs``: how many it stands for."""
+
+    service_s: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """The table; see ``lookup``."""
+
+    workers: Mapping[str, Mapping[Kind, Sample]] = field(default_factory=dict)
+
+    def kinds(self) -> frozenset[Kind]:
+        """Everything of which the speed is known."""
+        return frozenset(kind for samples in self.workers.values() for kind in samples)
+
+    def lookup(self, tenant: str, model: str, gpu: str) -> float | None:
+        """Seconds of one run of ``name:version`` on this type of GPU (empty: on none).
+
+        The mean over workers, weighted by how many runs each stands for; None: not known.
+        """
+        found = list(self._samples((tenant, model, gpu)))
+        runs = sum(sample.runs for sample in found)
+        return sum(sample.service_s * sample.runs for sample in found) / runs if runs else None
+
+    def _samples(self, kind: Kind) -> Iterator[Sample]:
+        return (samples[kind] for samples in self.workers.values() if kind in samples)
+
+
+def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
+    """Fold one heartbeat, of a worker whose name its subject vouches for."""
+    told: dict[Kind, Sample] = {}
+    for load in heartbeat.data.jobs:
+        if load.service_s is None or not load.finished or not load.model:
+            continue
+        kind = (load.tenant, load.model, load.gpu)
+        told[kind] = _together(told.get(kind), Sample(load.service_s, load.finished))
+    if not told:
+        return state
+    worker = heartbeat.data.worker
+    known = dict(state.workers)
+    before = known.pop(worker, {})
+    if len(known) >= MOST_WORKERS:
+        del known[next(iter(known))]  # the one that told nothing for longest
+    known[worker] = {**before, **told}
+    return replace(state, workers=known)
+
+
+def _together(one: Sample | None, other: Sample) -> Sample:
+    """Two jobs of the same model on the same worker."""
+    if one is None:
+        return other
+    runs = one.runs + other.runs
+    return Sample((one.service_s * one.runs + other.service_s * other.runs) / runs, runs)

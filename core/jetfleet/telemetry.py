@@ -1,0 +1,49 @@
+"""The last word of a worker's telemetry, for whoever asks once instead of listening."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from jetfleet import subjects
+from jetfleet.connection import Connection
+from jetfleet.errors import BrokerUnavailable
+from jetfleet.events import InvalidEvent, WorkerHeartbeat, decode
+from jetfleet.streams import TELEMETRY
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A heartbeat, and when the broker took it."""
+
+    at: datetime
+    heartbeat: WorkerHeartbeat
+
+
+async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:
+    """The newest heartbeat of a worker; None when there was none in the last ten minutes.
+
+    Raises:
+        BrokerUnavailable: no answer in time.
+    """
+    reply = await connection.ask(f"$JS.API.DIRECT.GET.{TELEMETRY}.{subjects.telemetry(worker)}")
+    headers = reply.headers or {}
+    status = headers.get("Status", "")
+    if status == "404":
+        return None
+    if status:
+        raise BrokerUnavailable(f"the last heartbeat of {worker} cannot be read: {status}")
+    try:
+        event = decode(reply.data)
+    except InvalidEvent:
+        return None
+    # The subject is vouched for by the broker; a body that names another worker is not believed.
+    if not isinstance(event, WorkerHeartbeat) or event.data.worker != worker:
+        return None
+    return Heard(_broker_time(headers["Nats-Time-Stamp"]), event)
+
+
+def _broker_time(text: str) -> datetime:
+    """A header's time: RFC 3339 with up to nine digits of a second, of which six are kept."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{fraction[:6].ljust(6, '0')}+00:00")

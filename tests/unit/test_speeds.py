@@ -1,0 +1,89 @@
+"""The speed table: what heartbeats told, combined."""
+
+from __future__ import annotations
+
+import pytest
+
+from given import envelope
+from jetfleet import speeds
+from jetfleet.events import JobLoad, WorkerHeartbeat
+from jetfleet.speeds import Speeds, evolve_speeds
+
+
+def load(
+    model: str = "echo:1", gpu: str = "", service_s: float | None = 1.0, runs: int = 1, **more: str
+) -> JobLoad:
+    return JobLoad(
+        job=more.get("job", "echo"), tenant=more.get("tenant", "default"), replicas_ready=1,
+        slots=1, running=0, finished=runs, busy_s=1, model=model, gpu=gpu, service_s=service_s,
+    )  # fmt: skip
+
+
+def after(*beats: tuple[str, list[JobLoad]]) -> Speeds:
+    state = Speeds()
+    for worker, jobs in beats:
+        data = WorkerHeartbeat.Data(worker=worker, session="s1", jobs=tuple(jobs))
+        state = evolve_speeds(state, WorkerHeartbeat(**envelope(), data=data))
+    return state
+
+
+def test_what_no_one_told_is_not_known():
+    assert Speeds().lookup("default", "echo:1", "") is None
+    told = after(("w1", [load(service_s=None, runs=0)]))
+    assert told == Speeds()
+
+
+def test_the_last_word_of_a_worker_counts():
+    told = after(("w1", [load(service_s=1.0)]), ("w1", [load(service_s=0.5, runs=2)]))
+    assert told.lookup("default", "echo:1", "") == 0.5
+
+
+def test_workers_are_combined_by_how_many_runs_each_stands_for():
+    told = after(("w1", [load(service_s=1.0, runs=30)]), ("w2", [load(service_s=2.0, runs=10)]))
+    assert told.lookup("default", "echo:1", "") == pytest.approx(1.25)
+
+
+def test_two_jobs_of_one_model_on_one_worker_are_combined():
+    jobs = [load(service_s=1.0, runs=3), load(service_s=3.0, runs=1, job="other")]
+    assert after(("w1", jobs)).lookup("default", "echo:1", "") == pytest.approx(1.5)
+
+
+def test_types_of_gpu_models_and_tenants_are_kept_apart():
+    told = after(
+        ("w1", [load(gpu="H100", service_s=1.0)]),
+        ("w2", [load(gpu="T4", service_s=9.0)]),
+        ("w3", [load(tenant="acme", gpu="T4", service_s=5.0)]),
+    )
+    assert told.lookup("default", "echo:1", "H100") == 1.0
+    assert told.lookup("default", "echo:1", "T4") == 9.0
+    assert told.lookup("acme", "echo:1", "T4") == 5.0
+    assert told.lookup("default", "echo:2", "T4") is None
+    assert told.kinds() == {
+        ("default", "echo:1", "H100"), ("default", "echo:1", "T4"), ("acme", "echo:1", "T4"),
+    }  # fmt: skip
+
+
+def test_what_a_worker_told_of_a_job_that_it_serves_no_more_is_kept():
+    told = after(("w1", [load(service_s=2.0)]), ("w1", [load("other:1")]), ("w1", []))
+    assert told.lookup("default", "echo:1", "") == 2.0
+
+
+def test_the_table_is_bounded_by_forgetting_who_told_nothing_for_longest(monkeypatch):
+    monkeypatch.setattr(speeds, "MOST_WORKERS", 2)
+    told = after(("w1", [load()]), ("w2", [load()]), ("w1", [load()]), ("w3", [load()]))
+    assert set(told.workers) == {"w1", "w3"}
+
+
+def test_folding_changes_no_state_that_was_there():
+    before = after(("w1", [load(service_s=1.0)]))
+    after_more = evolve_speeds(
+        before,
+        WorkerHeartbeat(
+            **envelope(),
+            data=WorkerHeartbeat.Data(
+                worker="w1", session="s1", jobs=(load(service_s=3.0, runs=2),)
+            ),
+        ),
+    )
+    assert before.lookup("default", "echo:1", "") == 1.0
+    assert after_more.lookup("default", "echo:1", "") == 3.0
