@@ -21,6 +21,8 @@ SUBJECTS = {
     "client": "jetfleet, client",
     "http_floor": "HTTP floor",
     "run_sync": "jetfleet, HTTP run_sync",
+    "in_process": "client, function in a process",
+    "in_container": "client, function in a container",
 }
 # heading, end of the figure's name, digits
 COLUMNS = (

@@ -7,6 +7,7 @@ machine falls on both. 1 KiB JSON, a no-op model in a replica process of its own
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -20,9 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import container_path
 import measured as measure
 import uvloop
-from fleet import start
+from fleet import Fleet, start
 from rich.console import Console
 from rich.table import Table
 
@@ -86,6 +88,7 @@ async def run(quick: bool) -> dict[str, Any]:
             lambda: client.callers(64, many),
             lambda: http.callers(64, many), lambda: gateway.callers(64, many // 2),
         )  # fmt: skip
+        await in_containers(samples, fleet, folder, calls, 2 if quick else 5)
         console.print(f"enqueue {queue:,} and drain", style="bold")
         await rounds(
             samples, 1 if quick else 3,
@@ -93,6 +96,21 @@ async def run(quick: bool) -> dict[str, Any]:
             lambda: client.enqueue_and_drain(queue),
         )  # fmt: skip
     return document(samples, quick)
+
+
+async def in_containers(
+    samples: Samples, fleet: Fleet, folder: Path, calls: int, count: int
+) -> None:
+    """What a container costs over a process; says so where there is no Docker engine."""
+    console = Console(stderr=True)
+    if (reason := container_path.why_not()) is not None:
+        console.print(f"containers are not measured: {reason}", style="bold")
+        return
+    console.print("one caller, in a process and in a container", style="bold")
+    async with container_path.jobs(fleet, folder) as ways:
+        for way in ways.values():
+            await way(calls)  # warm-up, not counted
+        await rounds(samples, count, *(functools.partial(way, calls) for way in ways.values()))
 
 
 def document(samples: Samples, quick: bool) -> dict[str, Any]:
@@ -110,6 +128,11 @@ def document(samples: Samples, quick: bool) -> dict[str, Any]:
     ratios["run_sync p50 / (HTTP floor + 1.7 log floor)"] = {
         "value": median["run_sync_p50_ms"] / budget, "bound": 1.0, "smaller_is_better": True,
     }  # fmt: skip
+    if "in_container_p50_ms" in median:
+        ratios["container p50 - process p50, ms"] = {
+            "value": median["in_container_p50_ms"] - median["in_process_p50_ms"],
+            "bound": 1.0, "smaller_is_better": True,
+        }  # fmt: skip
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,

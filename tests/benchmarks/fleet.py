@@ -34,7 +34,9 @@ class Processes:
 
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *argv: str, env: dict[str, str] | None = None, ready: bytes = b"") -> None:
+    def start(
+        self, *argv: str, env: dict[str, str] | None = None, ready: bytes = b""
+    ) -> subprocess.Popen[bytes]:
         """Start a child; with ``ready``, wait until it prints a line that begins so."""
         child = subprocess.Popen(
             argv,
@@ -47,8 +49,9 @@ class Processes:
             assert child.stdout is not None
             for line in child.stdout:
                 if line.startswith(ready):
-                    return
+                    return child
             raise RuntimeError(f"{argv} ended before it was ready")
+        return child
 
     def stop(self) -> None:
         for child in reversed(self.children):
@@ -70,6 +73,7 @@ class Fleet:
     gateway: str
     client: Client
     processes: Processes
+    env: dict[str, str]  # of jetfleet's processes
 
 
 async def start(stack: AsyncExitStack, folder: Path, *, projector: bool = False) -> Fleet:
@@ -108,6 +112,7 @@ async def start(stack: AsyncExitStack, folder: Path, *, projector: bool = False)
         url.format(gateway_port),
         client,
         processes,
+        env,
     )
 
 
