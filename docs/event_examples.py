@@ -34,7 +34,7 @@ WHY = events.Why(
 )
 WHY_RELEASED = WHY.model_copy(update={"reason": "the job was deleted", "candidates": ()})
 PUBLIC_KEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
-TOKEN = "5c9e0f3a71b24d88"
+JOINED_WITH = "5c9e0f3a71b24d88"
 MACHINE = Machine(
     hostname="box", cpu_count=8, memory_mib=16_384, disk_free_mib=91_000,
     architecture="x86_64", python="3.11.7",
@@ -95,11 +95,11 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
     "worker.admitted": (
         _CONDUCTOR,
         {
-            "worker": WORKER, "public_key": PUBLIC_KEY, "token": TOKEN, "trusted": False,
+            "worker": WORKER, "public_key": PUBLIC_KEY, "token": JOINED_WITH, "trusted": False,
             "owner": "ada", "labels": {"zone": "attic"},
         },
     ),
-    "worker.token_revoked": ("cli", {"token": TOKEN, "reason": "it was in a screenshot"}),
+    "worker.token_revoked": ("cli", {"token": JOINED_WITH, "reason": "it was in a screenshot"}),
     "replica.preparing": (_AGENT, _REPLICA),
     "replica.ready": (_AGENT, {**_REPLICA, "prepare_s": 0.84}),
     "replica.failed": (

@@ -21,6 +21,7 @@ from jetfleet.events import (
     InvocationQueued,
     OutcomeEvent,
 )
+from jetfleet.limits import excess
 from jetfleet_agent.contracts import (
     Call,
     CallCancelled,
@@ -29,6 +30,7 @@ from jetfleet_agent.contracts import (
     ModelExited,
     Session,
 )
+from jetfleet_agent.outcome import Unwritable
 from jetfleet_agent.replicas import Replica
 
 if TYPE_CHECKING:
@@ -109,11 +111,19 @@ class Task:
                 owner.hand_back(self)
                 return False
             if isinstance(outcome, Completed):
-                await owner.publisher.completed(self.event, self._facts(), *outcome)
-                logger.debug("← %s", self.invocation)
+                await self._complete(outcome)
             else:
                 await self._publish(outcome)
         return True
+
+    async def _complete(self, outcome: Completed) -> None:
+        try:
+            await self.owner.publisher.completed(self.event, self._facts(), *outcome)
+        except Unwritable as error:
+            why = f"the model's answer cannot be kept: {error}"
+            await self._publish(self._failed("invalid_output", why))
+        else:
+            logger.debug("← %s", self.invocation)
 
     def _exhausted(self, delivered: int) -> str:
         return (
@@ -170,6 +180,7 @@ class Task:
         logger.debug("→ %s attempt %d", self.invocation, self.attempt)
         call = Call(self.invocation, text, stream=data.stream, on_chunk=self._on_chunk)
         self.run_s, self._began = None, time.monotonic()
+        raw = b""
         try:
             raw = await self._invoke(replica, call)
             output = pydantic_core.from_json(raw, allow_inf_nan=False)
@@ -181,7 +192,8 @@ class Task:
             code = "invalid_output" if isinstance(error, InvalidOutput) else "model_error"
             return self._failed(code, error.message, error.detail)
         except ValueError as error:
-            return self._failed("invalid_output", f"the model's answer is not JSON: {error}")
+            why = excess(raw) or f"it is not JSON: {error}"
+            return self._failed("invalid_output", f"the model's answer cannot be kept: {why}")
         else:
             replica.well()
             owner.completed(time.monotonic() - self._began)
@@ -265,7 +277,14 @@ class Task:
     # -- outcomes
 
     async def _publish(self, outcome: OutcomeEvent) -> None:
-        await self.owner.publisher.outcome(self.event, outcome)
+        try:
+            await self.owner.publisher.outcome(self.event, outcome)
+        except Unwritable as error:
+            # Without an outcome the call would be run again and again.
+            logger.warning("! the outcome of %s cannot be written: %s", self.invocation, error)
+            self.history.clear()
+            outcome = self._failed("model_error", "how it ended cannot be written down")
+            await self.owner.publisher.outcome(self.event, outcome)
         if isinstance(outcome, InvocationFailed):
             logger.info("! %s: %s", self.invocation, outcome.data.error.message)
         else:
@@ -293,8 +312,8 @@ class Task:
 
     def _failed(self, code: Any, message: str, detail: str = "") -> InvocationFailed:
         error = Failure(
-            code=code, message=message[:TEXT_LIMIT], detail=detail[-TEXT_LIMIT:],
-            history=tuple(self.history),
+            code=code, message=_clean(message[:TEXT_LIMIT]), detail=_clean(detail[-TEXT_LIMIT:]),
+            history=tuple(map(_clean, self.history)),
         )  # fmt: skip
         data = InvocationFailed.Data(**self._facts(), error=error)
         return InvocationFailed(**self._envelope(), data=data)
@@ -302,3 +321,8 @@ class Task:
     def _cancelled_event(self, reason: str) -> InvocationCancelled:
         data = InvocationCancelled.Data(**self._facts(), reason=reason)
         return InvocationCancelled(**self._envelope(), data=data)
+
+
+def _clean(text: str) -> str:
+    """As it can be written: half of a surrogate pair, as in names of files, becomes an escape."""
+    return text.encode(errors="backslashreplace").decode()

@@ -22,7 +22,7 @@ from jetfleet.errors import (
 from jetfleet.events import InvocationCompleted, OutcomeEvent
 from jetfleet.log import LogReader, Record, Start, read_records
 from jetfleet.lookup import Lookup
-from jetfleet.outcomes import Outcomes, Waiter
+from jetfleet.outcomes import Gap, Outcomes, Waiter
 from jetfleet.queries import Rows
 from jetfleet.registry import Change, Registry
 from jetfleet.settings import Settings
@@ -71,11 +71,15 @@ class Handle:
         """
         return await self.client.output(await self.waiter.outcome(wait_s))
 
-    async def chunks(self) -> AsyncIterator[Any]:
-        """Output as it comes (submit with ``stream=True``); ends when the invocation does."""
+    async def chunks(self, *, gaps: bool = False) -> AsyncIterator[Any]:
+        """Output as it comes (submit with ``stream=True``); ends when the invocation does.
+
+        A chunk over 512 KiB of JSON is not sent while streaming: that is logged, or with ``gaps``
+        a ``Gap`` comes in its place. The outcome has the whole output.
+        """
         if self.waiter.chunks is None:
             await self.waiter.listen(self.client.connection)
-        async for chunk in self.waiter.stream():
+        async for chunk in self.waiter.stream(gaps=gaps):
             yield chunk
 
     async def cancel(self, reason: str = "") -> None:
@@ -266,6 +270,7 @@ class Client:
 
         Raises:
             InvocationNotFound: no event of this id is in the log.
+            EventUnreadable: there is one, which cannot be read.
         """
         return await self.lookup.find(invocation)
 
@@ -275,6 +280,7 @@ class Client:
         Raises:
             InvocationNotFound: there is none of this id.
             Conflict: it has ended already.
+            EventUnreadable: there is one, which cannot be read, or has an outcome that cannot.
         """
         return await self.lookup.cancel(invocation, reason)
 
@@ -282,9 +288,12 @@ class Client:
         """The outcome of any invocation by id, whoever submitted it. Raises OutcomePending."""
         return await self.lookup.outcome(invocation, wait_s)
 
-    async def chunks(self, invocation: str) -> AsyncIterator[Any]:
-        """Live output chunks of any invocation by id, from now on; ends with its outcome."""
-        async for chunk in self.lookup.chunks(invocation):
+    async def chunks(self, invocation: str, *, gaps: bool = False) -> AsyncIterator[Any]:
+        """Live output chunks of any invocation by id, from now on; ends with its outcome.
+
+        ``gaps``: see ``Handle.chunks``.
+        """
+        async for chunk in self.lookup.chunks(invocation, gaps=gaps):
             yield chunk
 
     # -- the log and its projections
@@ -346,4 +355,4 @@ def outcome_error(outcome: OutcomeEvent) -> InvocationError:
     )
 
 
-__all__ = ["Client", "Handle", "outcome_error"]
+__all__ = ["Client", "Gap", "Handle", "outcome_error"]

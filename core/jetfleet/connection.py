@@ -75,17 +75,19 @@ class Subscription:
 
     async def drain(self) -> None:
         """Unsubscribe; what the broker had sent until it heard of that is still handled."""
-        if self in self.connection.subscriptions:
-            self.connection.subscriptions.remove(self)
+        self._forget()
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self.handle.drain()
 
     async def stop(self) -> None:
         """Unsubscribe; what was delivered already is still handled."""
-        if self in self.connection.subscriptions:
-            self.connection.subscriptions.remove(self)
+        self._forget()
         with contextlib.suppress(nats.errors.Error, OSError):
             await self.handle.unsubscribe()
+
+    def _forget(self) -> None:
+        if self in self.connection.subscriptions:
+            self.connection.subscriptions.remove(self)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,8 +135,10 @@ class Connection:
         await self._dial()
         try:
             await self.subscribe(prefix + "*", self.stores.on_ack)
-        except BaseException:  # whoever waited for us has given up: nobody else would close it
+        except BaseException as error:  # whoever waited for us has nothing that it could close
             await self.close()
+            if isinstance(error, nats.errors.Error):
+                raise self._refusal(str(error)) from error
             raise
         return self
 
@@ -159,18 +163,21 @@ class Connection:
         connecting = asyncio.ensure_future(client.connect(**self._options(on_error)))
         try:
             await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done():
-                raise BrokerUnavailable(
-                    f"the broker at {self.url} refuses these credentials "
-                    f"({refused.result()}); are they of this installation, and not expired?"
-                )
+            if refused.done() or not connecting.done():
+                raise self._refusal(refused.result())
             connecting.result()
         finally:
-            if not connecting.done():
+            if refused.done() or not connecting.done():
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
-                await _abandon(client)
+                await client.abandon()
         self.nats = client
+
+    def _refusal(self, why: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"the broker at {self.url} refuses these credentials ({why}); are they of this "
+            "installation, and not expired?"
+        )
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
         return {
@@ -306,7 +313,6 @@ class Connection:
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call ``callback`` for every message; restored whenever the connection is dialled anew."""
-
         entry = Subscription(subject, queue, callback, self)
         await entry.start()
         self.subscriptions.append(entry)
@@ -376,15 +382,6 @@ class Connection:
         task = asyncio.ensure_future(work)
         _TASKS.add(task)
         task.add_done_callback(_finished)
-
-
-async def _abandon(client: FastNats) -> None:
-    """Close the socket of a connect that was given up; nats-py leaves it open."""
-    transport = client._transport
-    if transport is not None:
-        transport.close()
-        with contextlib.suppress(OSError, RuntimeError):
-            await transport.wait_closed()
 
 
 _TASKS: set[asyncio.Future[None]] = set()  # keeps references, so that tasks are not collected early

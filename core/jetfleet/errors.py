@@ -3,6 +3,7 @@
 JetfleetError
 ├── Refused                 the request cannot be accepted; nothing was stored
 │   ├── InvalidRequest        400
+│   │   └── BeyondLimits
 │   ├── NotFound              404
 │   │   ├── ModelNotFound
 │   │   ├── JobNotFound
@@ -28,7 +29,8 @@ JetfleetError
 ├── StartupError            a process cannot start: port taken, second start, bad settings
 ├── ApiError                JetStream refused a request
 │   └── WrongSequence         somebody else wrote first
-└── NoResponders            nobody answers a request
+├── NoResponders            nobody answers a request
+└── EventUnreadable         what the log holds of an invocation cannot be read
 """
 
 from __future__ import annotations
@@ -62,6 +64,12 @@ class InvalidRequest(Refused):
     def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class BeyondLimits(InvalidRequest):
+    """The input nests deeper, or has longer numbers, than is taken here."""
+
+    code = "beyond_limits"
 
 
 class NotFound(Refused):
@@ -239,3 +247,9 @@ class NoResponders(JetfleetError):
     """Nobody answers this request."""
 
     code = "no_responders"
+
+
+class EventUnreadable(JetfleetError):
+    """An event of this invocation cannot be read, so what became of it is not known."""
+
+    code = "event_unreadable"

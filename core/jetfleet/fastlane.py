@@ -97,6 +97,13 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if AVAILABLE:
             self._ps: Parser = FastParser(self)
 
+    async def abandon(self) -> None:
+        """Close the socket of a connect that was given up; nats-py leaves it open."""
+        if self._transport is not None:
+            self._transport.close()
+            # The connect that was cancelled may have waited for the same, and cancelled that.
+            await asyncio.gather(self._transport.wait_closed(), return_exceptions=True)
+
     # -- receiving
 
     async def subscribe_direct(self, subject: str, take: Take) -> Subscription:

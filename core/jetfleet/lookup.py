@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from jetfleet import queries, subjects
 from jetfleet.clock import id_time
 from jetfleet.connection import Connection
-from jetfleet.errors import Conflict, InvocationNotFound, OutcomePending, QueryUnavailable
+from jetfleet.errors import (
+    Conflict,
+    EventUnreadable,
+    InvocationNotFound,
+    OutcomePending,
+    QueryUnavailable,
+)
 from jetfleet.events import InvocationCancelRequested, OutcomeEvent, encode
-from jetfleet.log import LogReader, Start, record
+from jetfleet.log import LogReader, Message, Start, record
 from jetfleet.outcomes import Waiter, watch
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -34,7 +40,7 @@ class Lookup:
     stamp: Stamp
 
     async def find(self, invocation: str) -> InvocationView:
-        """Raises InvocationNotFound."""
+        """Raises InvocationNotFound, EventUnreadable."""
         try:
             start: Start = id_time(invocation) - CLOCK_SLACK
         except ValueError:
@@ -63,18 +69,26 @@ class Lookup:
         subject = f"jf.inv.*.{tenant}.{view.job if view else '*'}.>"
         reader = LogReader(self.connection, INVOCATIONS, (subject,), start=start)
         needle = invocation.encode()
+        unreadable: dict[tuple[str, ...], str] = {}
         async for batch in reader.batches():
             for message in batch:
                 if needle not in message.body:
                     continue  # decoding all of the tail to find one would be slow
-                event = record(INVOCATIONS, message).event
-                if event is not None and _is_about(event, invocation, message.subject, view):
-                    view = evolve_view(view, event, message.seq)
+                read = record(INVOCATIONS, message)
+                if read.event is None:
+                    unreadable |= _claimed(message, invocation, read.error)
+                elif _is_about(read.event, invocation, message.subject, view):
+                    view = evolve_view(view, read.event, message.seq)
+        if view is None and (why := unreadable.get((tenant, "queued"))):
+            raise EventUnreadable(f"invocation {invocation} cannot be read, nor run: {why}")
+        if view is not None and not view.ended:
+            view = replace(view, unreadable=unreadable.get((view.tenant, view.job, "done")))
         return view
 
     async def outcome(self, invocation: str, wait_s: float | None) -> OutcomeEvent:
-        """Raises InvocationNotFound, OutcomePending."""
+        """Raises InvocationNotFound, OutcomePending, EventUnreadable."""
         view = await self.find(invocation)
+        _refuse_unreadable(view)
         if view.outcome is not None:
             return view.outcome
         waiter = Waiter(invocation, view.tenant, view.job, view.queued_seq)
@@ -84,23 +98,25 @@ class Lookup:
         finally:
             await subscription.stop()
 
-    async def chunks(self, invocation: str) -> AsyncIterator[Any]:
-        """Raises InvocationNotFound."""
+    async def chunks(self, invocation: str, *, gaps: bool = False) -> AsyncIterator[Any]:
+        """Raises InvocationNotFound, EventUnreadable."""
         view = await self.find(invocation)
+        _refuse_unreadable(view)
         if view.outcome is not None:
             return
         waiter = Waiter(invocation, view.tenant, view.job, view.queued_seq)
         await waiter.listen(self.connection)
         subscription = await watch(self.connection, waiter, view.origin, view.queued_seq)
         try:
-            async for chunk in waiter.stream(late_join=True):
+            async for chunk in waiter.stream(late_join=True, gaps=gaps):
                 yield chunk
         finally:
             await subscription.stop()
 
     async def cancel(self, invocation: str, reason: str) -> InvocationView:
-        """Raises InvocationNotFound, Conflict."""
+        """Raises InvocationNotFound, Conflict, EventUnreadable."""
         view = await self.find(invocation)
+        _refuse_unreadable(view)
         if view.ended:
             raise Conflict(f"invocation {invocation} has ended already ({view.state})")
         event = InvocationCancelRequested(
@@ -122,6 +138,26 @@ class Lookup:
         except OutcomePending:
             return view
         return evolve_view(view, outcome, 0) or view
+
+
+def _refuse_unreadable(view: InvocationView) -> None:
+    if view.unreadable is not None:
+        raise EventUnreadable(
+            f"invocation {view.invocation} has an outcome that cannot be read: {view.unreadable}"
+        )
+
+
+def _claimed(message: Message, invocation: str, error: str) -> dict[tuple[str, ...], str]:
+    """Of which tenant, as what, a message that is no event was stored for this invocation; and why
+    it cannot be read. The broker vouches for the job of an outcome."""
+    _, _, _, tenant, job, verb, *_ = message.subject.split(".")
+    why = f"the event at {message.seq} of the log: {error}"
+    if verb == "queued" and b'"invocation":"%s"' % invocation.encode() in message.body:
+        return {(tenant, "queued"): why}
+    msg_id = (message.headers or {}).get("Nats-Msg-Id", "")
+    if verb == "done" and subjects.outcome_of(msg_id) == invocation:
+        return {(tenant, job, "done"): why}
+    return {}
 
 
 def _is_about(event: Any, invocation: str, subject: str, view: InvocationView | None) -> bool:

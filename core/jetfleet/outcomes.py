@@ -25,9 +25,20 @@ from jetfleet.log import LogReader, Message
 from jetfleet.streams import INVOCATIONS
 
 logger = logging.getLogger("jetfleet.outcomes")
+GAP = b""  # in place of a chunk that was not sent
 # The outcome says how many chunks came before it; they are waited for this long.
 LATE_CHUNK_S = 2.0
 GATHER_S = 0.02  # one look into the log serves all who ask for it within this time
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A chunk that was too large to be sent while streaming; the outcome has the whole output."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"chunk {self.number} was too large to be sent; the outcome has the whole output"
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -92,7 +103,12 @@ class Waiter:
 
         def take(message: Msg) -> None:
             number, _, text = message.data.partition(b" ")
-            queue.put_nowait((int(number), json.loads(text)))
+            try:
+                item = int(number), Gap(int(number)) if text == GAP else json.loads(text)
+            except (ValueError, RecursionError) as error:
+                logger.warning("a chunk of %s is set aside: %s", self.invocation, error)
+            else:
+                queue.put_nowait(item)
 
         self.subscription = await connection.subscribe(
             subjects.output(self.invocation, subjects.ANY), take
@@ -100,10 +116,12 @@ class Waiter:
         if self.event is not None:
             queue.put_nowait(None)
 
-    async def stream(self, *, late_join: bool = False) -> AsyncIterator[Any]:
+    async def stream(self, *, late_join: bool = False, gaps: bool = False) -> AsyncIterator[Any]:
         """Chunks as they come; ends with the outcome. A retried attempt begins again.
 
-        ``late_join``: some may have gone by before we listened, so none is waited for at the end.
+        Args:
+            late_join: some may have gone by before we listened; none is waited for at the end.
+            gaps: give a ``Gap`` in place of a chunk that was not sent; otherwise it is logged.
         """
         assert self.chunks is not None
         seen, total = 0, None
@@ -120,7 +138,10 @@ class Waiter:
                     total = seen if late_join and not seen else self.event.data.chunks
                 else:
                     seen = item[0] + 1
-                    yield item[1]
+                    if gaps or not isinstance(item[1], Gap):
+                        yield item[1]
+                    else:
+                        logger.warning("invocation %s: %s", self.invocation, item[1])
         finally:
             await self.stop()
 

@@ -14,7 +14,14 @@ from typing import Literal
 
 from jetfleet import subjects
 from jetfleet.connection import Connection, WrongSequence
-from jetfleet.errors import AlreadyExists, Conflict, JobNotFound, ModelNotFound, Unavailable
+from jetfleet.errors import (
+    AlreadyExists,
+    BeyondLimits,
+    Conflict,
+    JobNotFound,
+    ModelNotFound,
+    Unavailable,
+)
 from jetfleet.events import (
     Event,
     JobCreated,
@@ -24,6 +31,7 @@ from jetfleet.events import (
     JobUpdated,
     ModelRegistered,
     encode,
+    unreadable,
 )
 from jetfleet.fleet import JobState, RegistryState, evolve_registry
 from jetfleet.log import LogReader, read_records
@@ -248,9 +256,12 @@ class Registry:
         if last > seen:
             await self.wait_for(last)
             return 0
+        body = encode(event)
+        if why := unreadable(body):
+            raise BeyondLimits(f"it cannot be taken: {why}")
         try:
             stored = await self.connection.store(
-                subject, encode(event), msg_id=event.id, expect=(last, guard)
+                subject, body, msg_id=event.id, expect=(last, guard)
             )
         except WrongSequence:
             return 0

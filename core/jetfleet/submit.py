@@ -17,6 +17,7 @@ from jetfleet import blobs, subjects
 from jetfleet.clock import new_id
 from jetfleet.connection import Connection, Stored
 from jetfleet.errors import (
+    BeyondLimits,
     BrokerUnavailable,
     IdempotencyMismatch,
     InvalidRequest,
@@ -24,8 +25,16 @@ from jetfleet.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from jetfleet.events import InvocationCompleted, InvocationQueued, compose, decode
+from jetfleet.events import (
+    InvalidEvent,
+    InvocationCompleted,
+    InvocationQueued,
+    compose,
+    decode,
+    unreadable,
+)
 from jetfleet.fleet import JobState
+from jetfleet.limits import excess, foreign
 from jetfleet.outcomes import Outcomes, Waiter
 from jetfleet.registry import Registry
 from jetfleet.settings import Settings
@@ -132,13 +141,22 @@ class Submitter:
         """The queued event, its input moved to the payload store when it is big."""
         envelope = self.stamp(job.tenant, correlation=invocation, trace=request.trace)
         data = self._data(request, job.spec, invocation, envelope["time"])
+        if kind := foreign(request.input):
+            raise InvalidRequest(
+                f"the input is not JSON: it has a {kind}; give dicts, lists, text, finite numbers, "
+                "booleans and None",
+                field="input",
+            )
         try:
             body = compose(InvocationQueued, envelope, data)
         except PydanticSerializationError as error:
+            _json(request.input)  # says it in better words
             raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
         if len(body) <= self.settings.inline_limit:
             if b"NaN" in body or b"Infinity" in body:  # written as such, though JSON has neither
                 _json(request.input)
+            if why := unreadable(body):
+                raise _beyond(why)
             return body
         text = _json(request.input)
         if len(text) > self.settings.payload_limit:
@@ -177,7 +195,10 @@ class Submitter:
         """The waiter of the invocation that this idempotency key made before."""
         await waiter.stop()
         answer = await self.connection.api(f"STREAM.MSG.GET.{INVOCATIONS}", {"seq": seq})
-        before = decode(blobs.decode_stored(answer["message"]))
+        try:
+            before = decode(blobs.decode_stored(answer["message"]))
+        except InvalidEvent:
+            before = None
         if not isinstance(before, InvocationQueued) or not _same(before, request):
             raise IdempotencyMismatch(
                 f"idempotency key {request.idempotency_key!r} was used before with another "
@@ -277,9 +298,20 @@ def _check(request: Request, job: JobState) -> None:
 def _json(value: Any) -> bytes:
     """The input as JSON text. Raises InvalidRequest when it cannot be written as such."""
     try:
-        return blobs.to_json(value)
-    except (TypeError, ValueError, RecursionError) as error:
+        text = blobs.to_json(value)
+    except RecursionError:
+        raise _beyond("it nests deeper than can be written") from None
+    except (TypeError, ValueError) as error:
+        if "integer string conversion" in str(error):
+            raise _beyond("it has a number of thousands of digits") from None
         raise InvalidRequest(f"the input is not JSON: {error}", field="input") from error
+    if why := excess(text):
+        raise _beyond(why)
+    return text
+
+
+def _beyond(why: str) -> BeyondLimits:
+    return BeyondLimits(f"the input cannot be taken: {why}", field="input")
 
 
 def _same(before: InvocationQueued, request: Request) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jetfleet.events import (
     OUTCOMES,
     AnyEvent,
+    InvalidEvent,
     InvocationCancelled,
     InvocationCompleted,
     InvocationExpired,
@@ -46,10 +47,12 @@ class InvocationView:
     worker: str | None = None
     attempts: int = 0
     outcome: OutcomeEvent | None = None
+    unreadable: str | None = None
+    """Why its outcome, which the log has, cannot be read."""
 
     @property
     def ended(self) -> bool:
-        return self.outcome is not None
+        return self.outcome is not None or self.unreadable is not None
 
 
 def evolve_view(view: InvocationView | None, event: AnyEvent, seq: int) -> InvocationView | None:
@@ -81,8 +84,12 @@ def evolve_view(view: InvocationView | None, event: AnyEvent, seq: int) -> Invoc
 
 def view_of_row(row: Mapping[str, Any]) -> InvocationView:
     """The view that the projection's row of the named query ``invocation`` stands for."""
-    outcome = row["outcome"]
-    event = decode(_text(outcome)) if outcome is not None else None
+    outcome, event, unreadable = row["outcome"], None, None
+    if outcome is not None:
+        try:
+            event = decode(_text(outcome))
+        except InvalidEvent as error:
+            unreadable = str(error)
     return InvocationView(
         invocation=str(row["invocation"]),
         tenant=row["tenant"],
@@ -97,6 +104,7 @@ def view_of_row(row: Mapping[str, Any]) -> InvocationView:
         worker=row["worker"],
         attempts=row["attempts"] or 0,
         outcome=event if isinstance(event, OUTCOMES) else None,
+        unreadable=unreadable,
     )
 
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from jetfleet.errors import PayloadTooLarge
+from jetfleet.errors import BeyondLimits, InvalidRequest, PayloadTooLarge
+from jetfleet.limits import excess
 from jetfleet_gateway.problems import plain
 from jetfleet_gateway.refusals import (
     InvalidFields,
@@ -80,6 +81,7 @@ def parse(model: type[Model], body: bytes) -> Model:
 
     Raises:
         NotJson, InvalidFields.
+        BeyondLimits: it is JSON that the parser gave up on.
     """
     if b"NaN" in body or b"Infinity" in body:
         _refuse_constants(body)
@@ -88,7 +90,7 @@ def parse(model: type[Model], body: bytes) -> Model:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         if found[0]["type"] == "json_invalid":
-            raise NotJson(found[0]["msg"]) from None
+            raise _unreadable(found[0]["msg"], body) from None
         raise InvalidFields([(field_name(e["loc"]), plain(e)) for e in found]) from None
 
 
@@ -98,12 +100,20 @@ def field_name(location: tuple[int | str, ...]) -> str:
     return ".".join(parts) or "body"
 
 
+def _unreadable(message: str, body: bytes) -> InvalidRequest:
+    """Why the parser refused; it gives up where JSON itself has no limit."""
+    gave_up = "recursion limit" in message or "out of range" in message
+    if gave_up and (why := excess(body, around=1)):
+        return BeyondLimits(f"the body cannot be taken: {why}", field="input")
+    return NotJson(message)
+
+
 def _refuse_constants(body: bytes) -> None:
     """NaN and Infinity are words of JavaScript, not of JSON; pydantic would take them."""
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise NotJson(str(error)) from None
+        raise _unreadable(str(error), body) from None
 
 
 def _framing(request: Request) -> tuple[bytes | None, int]:

@@ -75,7 +75,9 @@ class TimelineEvent(Answer):
     time: datetime = Field(description="when it was said, UTC")
     source: str = Field(description="who said it")
     worker: str | None = None
-    data: dict[str, Any] = Field(description="what happened; see docs/events.md")
+    data: dict[str, Any] | str = Field(
+        description="what happened; see docs/events.md (its text, where that cannot be read)"
+    )
 
 
 EXAMPLE = {
@@ -95,7 +97,7 @@ _STREAM = {
         }
     },
 }
-_READ_ERRORS = (InvocationNotFound, errors.BrokerUnavailable)
+_READ_ERRORS = (InvocationNotFound, errors.EventUnreadable, errors.BrokerUnavailable)
 _LIST_ERRORS = (errors.InvalidRequest, errors.BrokerUnavailable, errors.QueryUnavailable)
 
 router = APIRouter(tags=["invocations"], generate_unique_id_function=operation_name)
@@ -165,7 +167,8 @@ async def stream_invocation(
     view = await client.find(id)
     if view.outcome is not None:
         return EventStream(_only(await outcome_event(client, view.outcome)))
-    return EventStream(run_events(client, client.chunks(id), partial(client.outcome, id)))
+    chunks = client.chunks(id, gaps=True)
+    return EventStream(run_events(client, chunks, partial(client.outcome, id)))
 
 
 @router.post(
@@ -209,7 +212,7 @@ async def list_events(
 
 
 async def _answer(client: Client, view: InvocationView, status: int = 200) -> Response:
-    output, lost = None, None
+    output, lost = None, view.unreadable
     if isinstance(view.outcome, InvocationCompleted):
         try:
             output = await client.output(view.outcome)

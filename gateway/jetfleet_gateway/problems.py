@@ -53,6 +53,7 @@ class Row:
 TABLE: Mapping[type[JetfleetError], Row] = {
     # what the caller can mend
     errors.InvalidRequest: Row(400, "The request is malformed"),
+    errors.BeyondLimits: Row(400, "The input is beyond what is taken"),
     refusals.NotJson: Row(400, "The body is not JSON"),
     refusals.ForeignOrigin: Row(403, "A page of another site may not act here"),
     errors.NotFound: Row(404, "Not found"),
@@ -66,6 +67,7 @@ TABLE: Mapping[type[JetfleetError], Row] = {
     errors.JobDisabled: Row(409, "The inference job is disabled"),
     errors.AlreadyExists: Row(409, "It exists already, and differs"),
     refusals.InvocationEnded: Row(409, "The invocation has ended already"),
+    errors.EventUnreadable: Row(410, "An event of the invocation cannot be read"),
     BlobUnreadable: Row(410, "The payload cannot be read any more"),
     errors.PayloadTooLarge: Row(413, "The payload is too large"),
     refusals.UnsupportedMedia: Row(415, "The body is not of a type taken here"),

@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from jetfleet.events import InvocationCancelled, InvocationFailed, OutcomeEvent
+from jetfleet.events import (
+    InvocationCancelled,
+    InvocationExpired,
+    InvocationFailed,
+    OutcomeEvent,
+)
 from jetfleet.fleet import JobState
 from jetfleet.specs import JobSpec
 from jetfleet.views import InvocationStatus, InvocationView
@@ -82,7 +87,7 @@ class RunOutcome(Answer):
     run_s: float | None = Field(None, description="seconds the last attempt ran")
     output: Any = Field(None, description="what the model returned, whole, when completed")
     failure: PublicFailure | None = Field(None, description="when failed")
-    reason: str | None = Field(None, description="when cancelled")
+    reason: str | None = Field(None, description="when cancelled or expired")
 
 
 class Invocation(Answer):
@@ -101,9 +106,11 @@ class Invocation(Answer):
     queued_seq: int = Field(description="position of its queued event in INVOCATIONS")
     run_s: float | None = Field(None, description="seconds the last attempt ran")
     output: Any = Field(None, description="what the model returned, whole, when completed")
-    output_lost: str | None = Field(None, description="why a big output cannot be read any more")
+    output_lost: str | None = Field(
+        None, description="why the output, or the outcome, cannot be read"
+    )
     failure: PublicFailure | None = Field(None, description="when failed")
-    reason: str | None = Field(None, description="when cancelled")
+    reason: str | None = Field(None, description="when cancelled or expired")
 
 
 def outcome_fields(outcome: OutcomeEvent, output: Any) -> dict[str, Any]:
@@ -121,6 +128,8 @@ def outcome_fields(outcome: OutcomeEvent, output: Any) -> dict[str, Any]:
         fields["failure"] = PublicFailure.of(outcome.data.error)
     elif isinstance(outcome, InvocationCancelled):
         fields["reason"] = outcome.data.reason
+    elif isinstance(outcome, InvocationExpired):
+        fields["reason"] = "no worker started it before its time-to-live ended"
     else:
         fields["output"] = output
     return fields

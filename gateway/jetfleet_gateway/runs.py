@@ -20,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jetfleet import errors
-from jetfleet.client import Client, Handle, outcome_error
+from jetfleet.client import Client, Gap, Handle, outcome_error
 from jetfleet.errors import InvocationNotFound, JobNotFound, ModelNotFound, OutcomePending
 from jetfleet.events import InvocationCompleted, OutcomeEvent
+from jetfleet.views import InvocationView
 from jetfleet_gateway import openapi, refusals, sse
 from jetfleet_gateway.bodies import ENVELOPE_BYTES, read_model
 from jetfleet_gateway.door import door_of
@@ -110,8 +111,8 @@ async def read_call(request: Request) -> Call:
 # -- routes ----------------------------------------------------------------------------------------
 
 _SUBMIT_ERRORS = (
-    errors.InvalidRequest, refusals.NotJson, errors.JobNotFound, errors.JobDisabled,
-    errors.PayloadTooLarge, refusals.UnsupportedMedia, errors.IdempotencyMismatch,
+    errors.InvalidRequest, errors.BeyondLimits, refusals.NotJson, errors.JobNotFound,
+    errors.JobDisabled, errors.PayloadTooLarge, refusals.UnsupportedMedia, errors.IdempotencyMismatch,
     errors.QueueFull, errors.BrokerUnavailable, errors.LogFull,
 )  # fmt: skip
 _SYNC_ERRORS = (
@@ -240,7 +241,8 @@ def default_job(client: Client, model: str) -> str:
 async def _run(call: Call, client: Client, job: str) -> Response:
     handle = await call.submit(client, job)
     await handle.waiter.stop()  # nobody listens for chunks here; /stream does
-    return await _accepted(client, handle, call.trace, known=not handle.duplicate)
+    view = await _view(client, handle) if handle.duplicate else None
+    return _accepted(handle, view, call.trace)
 
 
 async def _run_sync(request: Request, call: Call, client: Client, job: str) -> Response:
@@ -254,7 +256,10 @@ async def _run_sync(request: Request, call: Call, client: Client, job: str) -> R
         else:
             outcome = await handle.outcome(wait_s)
     except OutcomePending:
-        return await _accepted(client, handle, call.trace, known=False)
+        view = await _view(client, handle)
+        if view is None or view.outcome is None:
+            return _accepted(handle, view, call.trace)
+        outcome = view.outcome  # it ended while we looked
     if not isinstance(outcome, InvocationCompleted):
         raise outcome_error(outcome)
     data = outcome.data
@@ -273,23 +278,26 @@ def _wait_s(body: RunRequest, client: Client, job: str) -> float:
     return state.spec.timeout_s + WAIT_MARGIN_S
 
 
-async def _accepted(client: Client, handle: Handle, trace: str, *, known: bool) -> Response:
-    """202 with where to ask. ``known``: it was made just now, so its state needs no asking."""
-    fields = await _accepted_fields(client, handle, known=known)
+def _accepted(handle: Handle, view: InvocationView | None, trace: str) -> Response:
+    """202 with where to ask."""
     location = f"/v1/invocations/{handle.invocation}"
-    return json_response(fields, 202, {"Location": location, "traceparent": trace})
+    headers = {"Location": location, "traceparent": trace}
+    return json_response(_accepted_fields(handle, view), 202, headers)
 
 
-async def _accepted_fields(client: Client, handle: Handle, *, known: bool) -> dict[str, Any]:
-    state = "queued"
-    if not known:
-        try:
-            state = (await client.find(handle.invocation)).state
-        except (errors.Unavailable, InvocationNotFound):
-            state = "queued"  # accepted it is; how far it is cannot be told right now
+def _accepted_fields(handle: Handle, view: InvocationView | None) -> dict[str, Any]:
+    state = view.state if view is not None else "queued"
     return {
         "id": handle.invocation, "job": handle.job, "state": state, "duplicate": handle.duplicate
     }  # fmt: skip
+
+
+async def _view(client: Client, handle: Handle) -> InvocationView | None:
+    """The invocation as it is now; None: accepted it is, but how far cannot be told right now."""
+    try:
+        return await client.find(handle.invocation)
+    except (errors.Unavailable, InvocationNotFound):
+        return None
 
 
 async def _outcome_or_cancel(
@@ -316,7 +324,10 @@ async def _cancel(client: Client, invocation: str) -> None:
 
 def _stream(call: Call, client: Client, handle: Handle) -> EventStream:
     async def pending() -> bytes:
-        return sse.event("pending", await _accepted_fields(client, handle, known=False))
+        view = await _view(client, handle)
+        if view is not None and view.outcome is not None:
+            return await outcome_event(client, view.outcome)
+        return sse.event("pending", _accepted_fields(handle, view))
 
     async def gone() -> None:
         await handle.waiter.stop()
@@ -325,7 +336,7 @@ def _stream(call: Call, client: Client, handle: Handle) -> EventStream:
 
     location = f"/v1/invocations/{handle.invocation}"
     return EventStream(
-        run_events(client, handle.chunks(), partial(handle.outcome, None)),
+        run_events(client, handle.chunks(gaps=True), partial(handle.outcome, None)),
         headers={"Location": location, "traceparent": call.trace},
         limit_s=call.body.wait_s,
         at_limit=pending,
@@ -338,10 +349,16 @@ async def run_events(
     chunks: Any,
     outcome: Callable[[], Coroutine[Any, Any, OutcomeEvent]],
 ) -> AsyncGenerator[bytes, None]:
-    """Events ``chunk`` as they come, then one ``outcome``. ``chunks``: an async generator."""
+    """Events ``chunk`` (or ``gap``) as they come, then one ``outcome``.
+
+    ``chunks``: an async generator, with gaps.
+    """
     async with aclosing(chunks):
         async for chunk in chunks:
-            yield sse.event("chunk", chunk)
+            if isinstance(chunk, Gap):
+                yield sse.event("gap", {"chunk": chunk.number, "detail": str(chunk)})
+            else:
+                yield sse.event("chunk", chunk)
     ended = await outcome()
     yield await outcome_event(client, ended)
 

@@ -10,6 +10,9 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from jetfleet.events import ENVELOPE_LEVELS
+from jetfleet.limits import excess
+
 PAGE_BYTES = 384 * 1024  # a page is closed when it has this much; the broker takes 1 MB
 ROW_BYTES = 512 * 1024  # the largest row
 TOTAL_BYTES = 32 * 1024**2  # the largest answer
@@ -63,7 +66,7 @@ def failure(code: str, message: str) -> bytes:
 
 def _row(row: Sequence[Any], is_json: Sequence[bool]) -> str:
     values = [
-        json.loads(value) if as_json and value is not None else plain(value)
+        _document(value) if as_json and value is not None else plain(value)
         for value, as_json in zip(row, is_json, strict=True)
     ]
     text = _dump(values)
@@ -73,6 +76,14 @@ def _row(row: Sequence[Any], is_json: Sequence[bool]) -> str:
             "ask for fewer columns, or a part of the large one"
         )
     return text
+
+
+def _document(text: str) -> Any:
+    """A value of a JSON column; its text, where DuckDB reads JSON that Python does not."""
+    try:
+        return text if excess(text.encode(), around=ENVELOPE_LEVELS) else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _dump(value: Any) -> str:

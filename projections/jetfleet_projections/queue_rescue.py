@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from jetfleet import subjects
 from jetfleet.connection import Connection
 from jetfleet.events import OUTCOMES, InvocationQueued, OutcomeEvent
-from jetfleet.log import LogReader, Record, read_records
+from jetfleet.log import LogReader, Message, Record, record
 from jetfleet.streams import INVOCATIONS
 from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.queue_scan import QueueScan
@@ -46,14 +46,9 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
         subjects.ALL_QUEUED,
         subjects.done(*[subjects.ANY] * 5),
     )
-    async for record in read_records(LogReader(connection, INVOCATIONS, filters, start=start)):
-        event = record.event
-        if event is None or disagreement(INVOCATIONS, record.subject, event):
-            continue  # set aside by everybody
-        if isinstance(event, InvocationQueued):
-            open_[_key(event)] = record
-        elif isinstance(event, OUTCOMES):
-            open_.pop(_key(event), None)
+    async for batch in LogReader(connection, INVOCATIONS, filters, start=start).batches():
+        for message in batch:
+            _follow(open_, message)
     for scan in scans:
         await scan.refresh()
     missing = [m for record in open_.values() if (m := _missing(record, scans)) is not None]
@@ -65,6 +60,26 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
     if count:
         logger.warning("↻ %d invocations put back into their queues after a restart", count)
     return count
+
+
+def _follow(open_: dict[tuple[str, str, str], Record], message: Message) -> None:
+    read = record(INVOCATIONS, message)
+    event = read.event
+    if event is None:
+        # An outcome that nobody can read: it was run, and to run it again would give the same.
+        _, _, _, tenant, job, verb, *_ = message.subject.split(".")
+        if verb == "done":
+            open_.pop((tenant, job, _outcome_of(message)), None)
+    elif disagreement(INVOCATIONS, read.subject, event):
+        return  # set aside by everybody
+    elif isinstance(event, InvocationQueued):
+        open_[_key(event)] = read
+    elif isinstance(event, OUTCOMES):
+        open_.pop(_key(event), None)
+
+
+def _outcome_of(message: Message) -> str:
+    return subjects.outcome_of((message.headers or {}).get("Nats-Msg-Id", ""))
 
 
 def _key(event: InvocationQueued | OutcomeEvent) -> tuple[str, str, str]:
@@ -88,8 +103,8 @@ async def _still_open(connection: Connection, missing: Missing) -> bool:
         missing.shard, event.tenant, event.data.job, event.data.origin, subjects.ANY
     )
     start = event.time - timedelta(seconds=30)
-    async for record in read_records(LogReader(connection, INVOCATIONS, (done,), start=start)):
-        if record.event is not None and record.event.correlationid == event.data.invocation:
+    async for batch in LogReader(connection, INVOCATIONS, (done,), start=start).batches():
+        if any(_outcome_of(message) == event.data.invocation for message in batch):
             return False
     return True
 

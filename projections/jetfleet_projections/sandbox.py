@@ -100,6 +100,8 @@ class Runner:
             last = failure("query_failed", _explain(error))
         except (MemoryError, RecursionError):
             last = failure("query_failed", "the query needs more memory than queries are given")
+        except Exception as error:  # the process serves the next query too
+            last = failure("query_failed", f"the answer cannot be written: {_explain(error)}")
         assert last is not None
         yield last, False
 

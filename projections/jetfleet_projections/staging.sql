@@ -98,6 +98,7 @@ typed AS (
         try_cast(run_s AS DOUBLE) AS ran,
         try_cast(chunks AS INTEGER) AS chunk_count,
         try_cast(timeout_s AS DOUBLE) AS timeout,
+        CASE kind WHEN 'queued' THEN input WHEN 'completed' THEN output END AS payload,
         CASE WHEN kind IN ('queued', 'started') THEN kind WHEN kind = 'cancel_requested' THEN 'cancel'
             WHEN type LIKE 'jetfleet.invocation.%' THEN 'done' ELSE 'other' END AS verb,
         CASE kind WHEN 'failed' THEN try(from_json(error, '{
@@ -138,7 +139,15 @@ SELECT t.seq, t.stored_at, t.subject, id, type, time, t.tenant, source, correlat
             ELSE false END
         AND (t.verb IN ('queued', 'cancel') OR attempts >= 0 AND regexp_full_match(attempt, '\d+'))
         AND (t.verb <> 'done' OR chunk_count >= 0 AND regexp_full_match(chunks, '\d+'))
-        AND (run_s IS NULL OR ran BETWEEN 0 AND 1e9),
+        AND (run_s IS NULL OR ran BETWEEN 0 AND 1e9)
+        -- DuckDB nests without limit, and Python's reader not; nor does that read all integers. So what
+        -- has many brackets or many digits in a row is not plain; short text cannot have them. And
+        -- DuckDB reads nan and inf however they are written.
+        AND (payload IS NULL OR NOT regexp_matches(
+            payload, '(?i)(^|[\[:,-])(nan|inf|infinity)($|[\],}])'))
+        AND (payload IS NULL OR strlen(payload) <= 128
+            OR 2 * strlen(payload) - strlen(replace(payload, '[', '')) - strlen(replace(payload, '{', ''))
+                <= 100 AND NOT regexp_matches(payload, '\d{250}')),
         false) AS plain
 FROM typed t LEFT JOIN routes r ON r.subject = t.subject;
 

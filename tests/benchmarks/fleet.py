@@ -35,15 +35,20 @@ class Processes:
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(
-        self, *argv: str, env: dict[str, str] | None = None, ready: bytes = b""
+        self,
+        *argv: str,
+        env: dict[str, str] | None = None,
+        ready: bytes = b"",
+        log: Path | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a child; with ``ready``, wait until it prints a line that begins so."""
-        child = subprocess.Popen(
-            argv,
-            env={**os.environ, **(env or {})},
-            stdout=subprocess.PIPE if ready else subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if ready else None,
-        )
+        with (log or Path(os.devnull)).open("ab") as out:
+            child = subprocess.Popen(
+                argv,
+                env={**os.environ, **(env or {})},
+                stdout=subprocess.PIPE if ready else out,
+                stderr=out if ready or log else None,
+            )
         self.children.append(child)
         if ready:
             assert child.stdout is not None

@@ -90,6 +90,15 @@ async def test_it_sees_nobody_else(attack: Any) -> None:
     assert not any("JETFLEET_DATA_DIR" in str(text) for text in seen.values())
 
 
+async def test_a_model_that_stops_its_containers_first_process_is_ended_all_the_same(
+    attack: Any, engine: Engine
+) -> None:
+    """It may trace what runs as its own user; the first process then obeys nobody but the kernel."""
+    await attack("stop_init")
+    with pytest.raises(InvocationFailed):
+        await attack("print_forever", timeout_s=1)
+
+
 async def test_a_fork_bomb_is_contained(attack: Any) -> None:
     outcome = await attack("fork_bomb")
     assert outcome["refused"] is not None

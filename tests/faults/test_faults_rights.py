@@ -56,6 +56,11 @@ FORBIDDEN_TO_PUBLISH = (
     subjects.telemetry(OTHER),
     subjects.output("some-invocation", OTHER),
     subjects.ask_credentials(OTHER),
+    # letting itself or another in, taking tokens back, asking with a token that it does not hold
+    subjects.admitted(ME),
+    subjects.admitted(OTHER),
+    subjects.revoked("token"),
+    subjects.ask_join("token"),
     subjects.ask_query(),
     subjects.command(OTHER),
     f"$JS.API.CONSUMER.MSG.NEXT.FLEET.{subjects.worker_consumer(OTHER)}",

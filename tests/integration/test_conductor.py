@@ -322,7 +322,7 @@ async def test_a_worker_cannot_assign_itself_a_job(client, settings):
 async def test_what_lies_on_a_decisions_subject_and_is_none_stops_nobody(client, settings):
     async with conducting(settings) as conductor, pretending(settings, "w1"):
         for body in (b"not an event", encode(given.enabled("echo"))):
-            await client.connection.store("jf.ctl.fleet.noise", body)  # an operator may
+            await client.connection.store(subjects.revoked("noise"), body)  # an operator may
         await until(lambda: conductor.set_aside == 2, "they are set aside")
         await declare(client)
         await assigned(client, 1)

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from jetfleet.events import WorkerDraining, WorkerLeft
-from stack import MARK, WITHIN_S, Program, Stack, fleet_says, open_job, stack
+from stack import MARK, WITHIN_S, Program, Stack, fleet_says, open_job, stack, until
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +120,8 @@ async def test_a_token_is_made_only_where_the_keys_are(tmp_path: Path) -> None:
 async def test_it_ends_at_once_when_told_to_before_it_could_join(tmp_path: Path) -> None:
     async with stack(tmp_path / "stack", agents=()) as fleet:
         token = await token_for(fleet)
+        conductor = fleet.folder / "conductor.log"
+        await until(lambda: "folded" in conductor.read_text(), "the conductor is there")
         await fleet.broker.stop()
         box = owner_starts(fleet, tmp_path / "home", "box", token["token"])
         with anyio.fail_after(WITHIN_S):

@@ -241,7 +241,7 @@ class FakeClient:
             raise OutcomePending(invocation=invocation) from None
         return work.view.outcome
 
-    async def chunks(self, invocation: str) -> AsyncIterator[Any]:
+    async def chunks(self, invocation: str, *, gaps: bool = False) -> AsyncIterator[Any]:
         work = self._work(invocation)
         if not work.view.ended:
             work.waiter.chunks = work.waiter.chunks or asyncio.Queue()

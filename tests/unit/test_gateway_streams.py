@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_gateway_fake import FakeClient, Work, events_of, gateway, problem, with_job
 
+from jetfleet.client import Gap
 from jetfleet_gateway.app import create_app
 
 SYNC = "/v1/inference_jobs/echo/run_sync"
@@ -134,3 +135,31 @@ async def test_a_client_that_goes_away_cancels_nothing_unless_it_asked(stream: b
     await abandoned(client, {"input": 1, "stream": stream, "wait_s": 0.1})
     assert client.cancels == []
     assert [work.view.state for work in client.works.values()] == ["queued"]
+
+
+@pytest.mark.anyio
+async def test_a_chunk_that_was_not_sent_is_a_gap_in_the_stream() -> None:
+    async def skip(work: Work) -> None:
+        work.chunk("Hel")
+        work.chunk(Gap(1))
+        work.complete("Hello")
+
+    async with gateway(await with_job(FakeClient(skip))) as http:
+        answer = await http.post(SYNC, json={"input": 1, "stream": True})
+    chunk, gap, (name, outcome) = events_of(answer.text)
+    assert chunk == ("chunk", "Hel")
+    assert (gap[0], gap[1]["chunk"]) == ("gap", 1)
+    assert "whole output" in gap[1]["detail"]
+    assert (name, outcome["output"]) == ("outcome", "Hello")
+
+
+@pytest.mark.anyio
+async def test_the_outcome_of_an_expired_invocation_says_why() -> None:
+    async def expire(work: Work) -> None:
+        work.expire()
+
+    async with gateway(await with_job(FakeClient(expire))) as http:
+        answer = await http.post(SYNC, json={"input": 1, "stream": True})
+    ((name, outcome),) = events_of(answer.text)
+    assert (name, outcome["state"]) == ("outcome", "expired")
+    assert "time-to-live" in outcome["reason"]

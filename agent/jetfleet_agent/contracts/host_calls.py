@@ -153,8 +153,13 @@ def cancelled_reply() -> Reply:
 
 
 def _error(kind: str, message: str, traceback: str = "") -> Reply:
-    document = {"type": kind, "message": message, "traceback": traceback}
+    document = {"type": kind, "message": clean(message), "traceback": clean(traceback)}
     return ERROR, json.dumps(document).encode()
+
+
+def clean(text: str) -> str:
+    """As it can be written: half of a surrogate pair, as in names of files, becomes an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def describe(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from jetfleet_agent.runtimes.engine import (
     explain,
     on_thread,
 )
-from jetfleet_agent.runtimes.pull import MIB, STALL_S, Pull, is_moving, too_large
+from jetfleet_agent.runtimes.pull import MIB, RESERVE_MIB, STALL_S, Pull, is_moving, too_large
 
 logger = logging.getLogger("jetfleet.docker")
 ENGINE_WAIT_S = 60.0  # a restart of the engine is waited for
@@ -58,6 +58,7 @@ class DockerRuntime:
 
     engine: Engine = field(default_factory=Engine)
     stall_s: float = STALL_S
+    reserve_mib: int = RESERVE_MIB
     _enters: bool = field(default_factory=netns.may_enter)
     _as_root: set[str] = field(default_factory=set)  # ids of images that do not run as nobody
     _pulls: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class DockerRuntime:
 
         pull = Pull(
             name, place.model.container.max_image_mib, root if root.is_dir() else None, report,
-            lambda: wanted, self.stall_s,
+            lambda: wanted, self.stall_s, self.reserve_mib,
         )  # fmt: skip
         place.report("pulling")
         logger.info("pulling %s", name)

@@ -214,6 +214,8 @@ def timeline(view: InvocationView) -> list[tuple[str, str]]:
         run_s = view.outcome.data.run_s
         took = f" in {run_s:.3f} s" if run_s is not None else ""
         lines.append((cell(view.finished_at), f"{view.state}{took}{_why(view.outcome)}"))
+    if view.unreadable is not None:
+        lines.append((cell(view.finished_at), f"its outcome cannot be read: {view.unreadable}"))
     return lines
 
 

@@ -60,6 +60,7 @@ from jetfleet.events.registry import (
     ModelRegistered,
 )
 from jetfleet.events.versions import lift
+from jetfleet.limits import excess, modest
 
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
@@ -84,6 +85,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
 }
 _TYPE_NAMES: Mapping[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
 OUTCOMES = get_args(OutcomeEvent)
+ENVELOPE_LEVELS = 2  # an input or output lies in the data of an event
 _ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
 
 
@@ -106,6 +108,22 @@ def compose(kind: type[Event], envelope: Mapping[str, Any], data: Mapping[str, A
         "data": data,
     }
     return to_json({name: value for name, value in document.items() if value is not None})
+
+
+def unreadable(body: bytes) -> str | None:
+    """Why a composed event must not be published: no reader could decode it. None: it may be.
+
+    Costs next to nothing for bodies that are plainly harmless; all others are decoded.
+    """
+    if modest(body):
+        return None
+    if why := excess(body, around=ENVELOPE_LEVELS):
+        return why
+    try:
+        decode(body)
+    except InvalidEvent as error:
+        return str(error)
+    return None
 
 
 def decode(body: bytes | str) -> AnyEvent:
@@ -181,4 +199,5 @@ __all__ = [
     "compose",
     "decode",
     "encode",
+    "unreadable",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
+
+from pydantic_core import from_json
 
 # (type, dataversion) -> function from the document of that version to the next version's.
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
@@ -33,7 +34,7 @@ def _queued_0_to_1(document: dict[str, Any]) -> dict[str, Any]:
 def lift(body: bytes | str) -> dict[str, Any] | None:
     """The document with its upcasters applied; None when there is none to apply."""
     try:
-        document = json.loads(body)
+        document = from_json(body)
         key = (document["type"], document.get("dataversion", 1))
         if key not in UPCASTERS:
             return None
