@@ -81,7 +81,7 @@ def read_manifest(path: Path, find_model: FindModel, text: str | None = None) ->
     Raises:
         InvalidRequest: unreadable, not YAML, or a field is wrong; names file, line and field.
     """
-    documents = list(parse(path, _read(path) if text is None else text))
+    documents = list(parse(path, read_text(path) if text is None else text))
     if not documents:
         raise InvalidRequest(f"{path}: nothing is declared in it; see `jetfleet apply --help`")
     models = [_model(each) for each in documents if each.kind == "model"]
@@ -114,6 +114,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word, not a list or mapping", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is given twice", key.start_mark
@@ -122,7 +126,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InvalidRequest when it cannot be read, or is no text."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -93,6 +93,8 @@ class Submitter:
     async def submit(self, request: Request) -> tuple[Waiter, bool]:
         """The waiter of the accepted invocation, and whether an earlier submit had made it."""
         tenant = self.settings.tenant
+        if not isinstance(request.job, str):
+            raise InvalidRequest(f"a job is named by text, not by {request.job!r}", field="job")
         state = self.registry.job(tenant, request.job)
         if not self.connection.connected:
             raise BrokerUnavailable
@@ -281,6 +283,8 @@ def _check(request: Request, job: JobState) -> None:
         ("timeout_s", request.timeout_s, spec.timeout_s),
         ("ttl_s", request.ttl_s, spec.queue_ttl_s),
     ):
+        if value is not None and not isinstance(value, int | float):
+            raise InvalidRequest(f"{name} must be a number, not {value!r}", field=name)
         if value is not None and not 0 < value <= limit:
             raise InvalidRequest(
                 f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
@@ -289,7 +293,7 @@ def _check(request: Request, job: JobState) -> None:
     if request.trace is not None and not TRACEPARENT.fullmatch(request.trace):
         raise InvalidRequest("trace is not a W3C traceparent", field="traceparent")
     key = request.idempotency_key
-    if key is not None and not 0 < len(key) <= KEY_LIMIT:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_LIMIT):
         raise InvalidRequest(
             f"an idempotency key has 1 to {KEY_LIMIT} characters", field="Idempotency-Key"
         )

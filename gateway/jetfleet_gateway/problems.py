@@ -94,7 +94,10 @@ TABLE: Mapping[type[JetfleetError], Row] = {
     errors.QueryUnavailable: Row(
         503, "Lists are unavailable", "Nobody can answer this question right now. Try again.", True
     ),
-    JetfleetError: Row(
+    errors.QueryFailed: Row(
+        500, "The question failed", "A list could not be made; it has been logged with this trace."
+    ),
+    refusals.InternalError: Row(
         500, "Internal error", "Something went wrong here; it has been logged with this trace."
     ),
 }
@@ -138,8 +141,9 @@ class Problem(BaseModel):
 
 
 def row_of(error: type[JetfleetError]) -> Row:
-    """The row of the nearest listed ancestor."""
-    return next(TABLE[cls] for cls in error.__mro__ if cls in TABLE)
+    """The row of the nearest listed ancestor; what has none is a defect of ours."""
+    listed = (TABLE[cls] for cls in error.__mro__ if cls in TABLE)
+    return next(listed, TABLE[refusals.InternalError])
 
 
 def problem_of(error: JetfleetError) -> Problem:
@@ -160,12 +164,14 @@ def problem_of(error: JetfleetError) -> Problem:
         extra["errors"] = [FieldError(field=error.field, message=str(error))]
     elif isinstance(error, refusals.HttpRefused):
         status = error.status
+    internal = row is TABLE[refusals.InternalError]
+    code = refusals.InternalError.code if internal else error.code
     return Problem(
-        type=TYPE_PREFIX + error.code,
+        type=TYPE_PREFIX + code,
         title=row.title,
         status=status,
         detail=row.public or str(error),
-        code=error.code,
+        code=code,
         **extra,
     )
 

@@ -53,6 +53,9 @@ _numbers = count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+SOCKET_PATH = 100  # bytes; the kernel takes 107, and containerd appends to it
+
+
 class EngineUnavailable(Exception):
     """No Docker engine can run here; the message says why."""
 
@@ -88,6 +91,7 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
         self._client: docker.DockerClient | None = None
         self._rules_before = ""
+        self._was_ready = False
 
     # -- running
 
@@ -100,6 +104,8 @@ class Engine:
         reason = why_not()
         if reason:
             raise EngineUnavailable(reason)
+        if len(os.fsencode(self._containerd_socket)) > SOCKET_PATH:
+            raise EngineUnavailable(f"{self.folder} is too long for the path of a socket")
         if not self.gateway:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._rules_before = run("iptables-save")
@@ -181,7 +187,7 @@ class Engine:
     def close(self) -> None:
         """End it and all that it started; nothing stays running, mounted, routed or on disk."""
         with contextlib.suppress(DockerException, OSError, EngineUnavailable):
-            if self._process is not None:  # a killed one knows best what networks it made
+            if self._was_ready:  # a killed one knows best what networks it made
                 self.resume() if self.running else self.start()
                 self.clear()
         if self._client is not None:
@@ -230,7 +236,7 @@ class Engine:
             "--exec-root", str(self.exec_root), "--pidfile", str(self.folder / "dockerd.pid"),
             "--config-file", str(self.folder / "daemon.json"), "--bridge", self._bridge,
             "--storage-driver", driver,
-            "--containerd", str(self.exec_root / "containerd/containerd.sock"),
+            "--containerd", str(self._containerd_socket),
             "--cgroup-parent", f"/{self.name}",
             "--exec-opt", "native.cgroupdriver=cgroupfs", *self._options,
         ]  # fmt: skip
@@ -250,6 +256,11 @@ class Engine:
                 self.kill()
                 raise EngineUnavailable(f"no answer within {READY_S:g} s; it said:\n{self.tail()}")
             time.sleep(0.05)
+        self._was_ready = True
+
+    @property
+    def _containerd_socket(self) -> Path:
+        return self.exec_root / "containerd/containerd.sock"
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as out:

@@ -60,7 +60,7 @@ async def replica_on(
 
 
 async def test_a_replica_gets_its_gpus_by_uuid(
-    tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tmp_path_factory: Any, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine hands device requests to this hook, by way of the container's environment."""
     hook = tmp_path / "bin/nvidia-container-runtime-hook"
@@ -68,7 +68,7 @@ async def test_a_replica_gets_its_gpus_by_uuid(
     hook.write_text("#!/bin/sh\ncat > /dev/null\n")
     hook.chmod(hook.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{hook.parent}{os.pathsep}{os.environ['PATH']}")
-    with running(tmp_path / "engine") as engine:
+    with running(tmp_path_factory.mktemp("g")) as engine:
         function = {"function": "/app/model.py:about", "gpus": (GPU,)}
         async with replica_on(
             engine, images["function"], tmp_path / "r", monkeypatch, **function
@@ -91,10 +91,14 @@ async def test_an_engine_without_nvidias_runtime_says_what_is_missing(
 
 @pytest.mark.parametrize(("reserve", "words"), [(1024, "no room to pull"), (0, "is full")])
 async def test_a_disk_that_is_full_is_said_so(
-    tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch, reserve: int, words: str
+    tmp_path: Path,
+    tmp_path_factory: Any,
+    images: Images,
+    monkeypatch: pytest.MonkeyPatch,
+    reserve: int,
+    words: str,
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    disk = tmp_path_factory.mktemp("d")
     mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
     await asyncio.to_thread(subprocess.run, mount, check=True)
     try:

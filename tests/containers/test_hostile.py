@@ -93,7 +93,7 @@ async def test_it_sees_nobody_else(attack: Any) -> None:
 async def test_a_model_that_stops_its_containers_first_process_is_ended_all_the_same(
     attack: Any, engine: Engine
 ) -> None:
-    """It may trace what runs as its own user; the first process then obeys nobody but the kernel."""
+    """It may trace what runs as its user; the first process then obeys only the kernel."""
     await attack("stop_init")
     with pytest.raises(InvocationFailed):
         await attack("print_forever", timeout_s=1)

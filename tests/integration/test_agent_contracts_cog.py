@@ -98,6 +98,14 @@ async def test_server_that_is_busy_for_ever_because_its_model_died_is_ended(mode
     assert model.instance.exited.done()
 
 
+async def test_call_whose_connection_breaks_is_tried_twice_however_busy_the_server(
+    model: Served,
+) -> None:
+    with pytest.raises(ModelError, match="the connection to the model's server broke"):
+        await model.call({"text": "cut"}, call_id="it")
+    assert model.instance.tail().count("running it") == 2
+
+
 # -- cancelling
 
 

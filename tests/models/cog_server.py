@@ -91,9 +91,9 @@ class Handler(Fake):
                 self.event("output", {"chunk": word, "index": index})
             time.sleep(pause_s)
         status = "canceled" if id in CANCELLED else "succeeded"
-        self.finish({"id": id, "status": status, "logs": "a line\n", "output": said}, stream)
+        self.end({"id": id, "status": status, "logs": "a line\n", "output": said}, stream)
 
-    def finish(self, document, stream=False):
+    def end(self, document, stream=False):
         if stream:
             self.event("completed", document)
             self.raw(b"")
@@ -106,21 +106,21 @@ class Handler(Fake):
     # -- ways to fail
 
     def trouble_boom(self):
-        self.finish({"status": "failed", "error": "ValueError: boom", "logs": "before\n"})
+        self.end({"status": "failed", "error": "ValueError: boom", "logs": "before\n"})
 
     def trouble_unfinished(self):
-        self.finish({"status": "processing"})
+        self.end({"status": "processing"})
 
     def trouble_setup_again(self):
         self.answer(503, {"error": "Setup has not finished yet."})
 
     def trouble_worker_dies(self):
         WORKER["lives"] = False
-        self.finish({"status": "failed", "error": "Worker crashed"})
+        self.end({"status": "failed", "error": "Worker crashed"})
 
     def trouble_last_words(self):
         WORKER["lives"] = False
-        self.finish({"status": "succeeded", "output": "bye"})
+        self.end({"status": "succeeded", "output": "bye"})
 
     def trouble_stop_early(self):
         self.begin("text/event-stream")

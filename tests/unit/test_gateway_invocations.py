@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from test_gateway_fake import FakeClient, Work, echo, events_of, gateway, proble
 
 from jetfleet.blobs import BlobUnreadable
 from jetfleet.clock import new_id
-from jetfleet.errors import QueryUnavailable
+from jetfleet.errors import EventUnreadable, QueryUnavailable
 
 RUN = "/v1/inference_jobs/echo/run"
 NOBODY = new_id()
@@ -281,3 +282,18 @@ async def test_an_unknown_worker_is_404_and_a_missing_projector_503() -> None:
     for answer in unavailable:
         assert (answer.status_code, problem(answer)["code"]) == (503, "query_unavailable")
         assert "retry-after" in answer.headers
+
+
+@pytest.mark.anyio
+async def test_an_invocation_whose_outcome_cannot_be_read_is_shown_and_says_so() -> None:
+    client = await with_job(FakeClient(worker=None))
+    async with gateway(client) as http:
+        where = (await http.post("/v1/inference_jobs/echo/run", json={"input": 1})).headers
+        (work,) = client.works.values()
+        work.view = replace(work.view, state="completed", unreadable="recursion limit exceeded")
+        shown = await http.get(where["location"])
+        client.refusal = EventUnreadable("at 7 of the log")
+        gone = await http.get(where["location"])
+    assert (shown.status_code, shown.json()["state"]) == (200, "completed")
+    assert shown.json()["output_lost"] == "recursion limit exceeded"
+    assert (gone.status_code, problem(gone)["code"]) == (410, "event_unreadable")

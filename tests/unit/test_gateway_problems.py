@@ -21,8 +21,12 @@ OURS = {"jetfleet", "jetfleet_gateway"}
 
 
 def all_errors(base: type[JetfleetError] = JetfleetError) -> list[type[JetfleetError]]:
-    """Of core and the gateway; what other tests have loaded of other packages is not ours."""
-    ours = [c for c in base.__subclasses__() if c.__module__.split(".")[0] in OURS]
+    """Of core and the gateway; not of commands, nor of other packages that tests have loaded."""
+    ours = [
+        c
+        for c in base.__subclasses__()
+        if c.__module__.split(".")[0] in OURS and not c.__module__.startswith("jetfleet.commands")
+    ]
     return [base, *(each for sub in ours for each in all_errors(sub))]
 
 

@@ -8,9 +8,19 @@ from typing import Any
 
 import httpx
 import pytest
-from test_gateway_fake import JOB, MODEL, FakeClient, Work, gateway, problem, with_job
+from test_gateway_fake import (
+    JOB,
+    MODEL,
+    FakeClient,
+    Work,
+    events_of,
+    gateway,
+    problem,
+    with_job,
+)
 
 from jetfleet.specs import JobSpec, ModelSpec
+from jetfleet.views import InvocationView
 from jetfleet_gateway import runs
 from jetfleet_gateway.app import create_app
 
@@ -265,3 +275,22 @@ async def test_the_routes_themselves_answer_like_the_direct_path() -> None:
     assert (answer.status_code, answer.json()["output"]) == (200, 1)
     assert problem(refused)["errors"] == [{"field": "input", "message": "is required"}]
     assert model.status_code == 202
+
+
+@pytest.mark.anyio
+async def test_what_ended_while_its_wait_was_over_is_answered_with_its_outcome() -> None:
+    """Never 202 for what is known to have completed."""
+    client = await with_job(FakeClient(worker=None))
+    find = client.find
+
+    async def find_ended(invocation: str) -> InvocationView:
+        client.works[invocation].complete("late")
+        return await find(invocation)
+
+    client.find = find_ended  # type: ignore[method-assign]  # it ends just then
+    async with gateway(client) as http:
+        answer = await http.post(SYNC, json={"input": 1, "wait_s": 0})
+        stream = await http.post(SYNC, json={"input": 1, "wait_s": 0.01, "stream": True})
+    assert (answer.status_code, answer.json()["output"]) == (200, "late")
+    ((name, outcome),) = events_of(stream.text)
+    assert (name, outcome["output"]) == ("outcome", "late")

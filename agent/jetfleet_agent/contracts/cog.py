@@ -24,6 +24,7 @@ from jetfleet_agent.contracts import (
 )
 from jetfleet_agent.contracts.http import (
     PROBE,
+    RETRY_WAIT_S,
     HttpSession,
     beginning,
     dump,
@@ -138,9 +139,16 @@ class CogSession(HttpSession):
         """The response, up to its headers, once there was a slot for the call."""
         loop = asyncio.get_running_loop()
         text = dump({"id": call.id, "input": body})
-        wait_s, look_at = BUSY_WAIT_S, loop.time() + BUSY_LOOK_S
+        wait_s, look_at, broke = BUSY_WAIT_S, loop.time() + BUSY_LOOK_S, False
         while True:
-            response = await self._asked(call, text)
+            try:
+                response = await self._asked(call, text)
+            except aiohttp.ClientConnectionError:  # one more try in all, however often it is busy
+                if broke:
+                    raise
+                broke = True
+                await self._raise_if_exited(RETRY_WAIT_S)
+                continue
             # 202: this prediction runs already, asked for by an agent before this one.
             if response.status not in (202, 409):
                 return response
@@ -157,12 +165,10 @@ class CogSession(HttpSession):
         """The first answer, asked in the way that this server understands."""
         while True:
             accept = EVENTS if call.stream and self._streams else JSON
+            method, path = "POST", "/predictions"
             if self._has_put:
-                response = await self._answer(
-                    f"/predictions/{call.id}", text, method="PUT", accept=accept
-                )
-            else:
-                response = await self._answer("/predictions", text, accept=accept)
+                method, path = "PUT", f"/predictions/{call.id}"
+            response = await self._send(method, path, text, accept)
             if response.status in (404, 405) and self._has_put:
                 self._has_put = False
             elif response.status == 406 and accept == EVENTS:

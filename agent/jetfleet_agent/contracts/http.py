@@ -198,24 +198,27 @@ class HttpSession:
                 "\n".join(self._instance.tail()),
             ) from error
 
-    async def _answer(
-        self, path: str, body: bytes, *, method: str = "POST", accept: str = "*/*"
-    ) -> aiohttp.ClientResponse:
+    async def _answer(self, path: str, body: bytes, accept: str = "*/*") -> aiohttp.ClientResponse:
         """The response, up to its headers."""
-        headers = {**JSON_TYPE, "Accept": accept}
         try:
-            return await self._send(method, path, body, headers)
+            return await self._send("POST", path, body, accept)
         except aiohttp.ClientConnectionError:
             # Nothing was answered. A server that lives closed an idle connection just as we used
             # it: a new connection is worth one more try.
             await self._raise_if_exited(RETRY_WAIT_S)
-        return await self._send(method, path, body, headers)
+        return await self._send("POST", path, body, accept)
 
     async def _send(
-        self, method: str, path: str, body: bytes, headers: dict[str, str]
+        self, method: str, path: str, body: bytes, accept: str
     ) -> aiohttp.ClientResponse:
+        """The response, up to its headers, tried once. Raises aiohttp.ClientConnectionError."""
         return await self._http.request(
-            method, path, data=body, headers=headers, allow_redirects=False
+            method,
+            path,
+            data=body,
+            headers={**JSON_TYPE, "Accept": accept},
+            allow_redirects=False,
+            middlewares=(_told_of_breaks,),
         )
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int | None = None) -> bytes:
@@ -252,6 +255,22 @@ class HttpSession:
             if self._instance.exited.done():  # that is why it was closed
                 raise self._exited()
             raise ModelExited("the session was closed")
+
+
+class ConnectionBroke(aiohttp.ClientConnectionError):
+    """The connection ended before an answer."""
+
+
+async def _told_of_breaks(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Breaks under a type that aiohttp does not know: it sends a PUT again without a word."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionBroke(str(error) or type(error).__name__) from error
 
 
 async def beginning(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -28,9 +28,9 @@ async def apply(
 
     Applying the same file again changes nothing.
     """
-    from jetfleet.manifest import read_manifest
+    from jetfleet.manifest import read_manifest, read_text
 
-    text = sys.stdin.read() if str(file) == "-" else None
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
     async with connected(state) as client:
         tenant = client.settings.tenant
         manifest = read_manifest(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jetfleet.supervisor import Program
 
 DRAIN_S = 35.0  # an agent finishes what it runs within 30 s, and then hands it back
+LAST_PORT = 65_535
 LEFTOVERS_S = 10.0  # for the programs of a supervisor that was killed
 _BROKER_LINE = re.compile(r"^\[\d+\] [\d/]+ [\d:.]+ \[(?P<level>\w+)\] ?(?P<text>.*)$")
 _ROUTINE = "Websocket not configured with TLS"  # on loopback; in production a proxy brings TLS
@@ -48,10 +49,12 @@ class Ports:
 
     @classmethod
     def choose(cls, *wanted: int) -> Ports:
-        """The ports wanted; each 0 becomes a free one."""
+        """The ports wanted; each 0 becomes a free one. Raises StartupError."""
         with contextlib.ExitStack() as stack:
             chosen = []
             for port in wanted:
+                if not 0 <= port <= LAST_PORT:
+                    raise StartupError(f"{port} is no port; they go from 0 (any) to {LAST_PORT}")
                 probe = stack.enter_context(socket.socket())
                 if port == 0:
                     probe.bind(("127.0.0.1", 0))
@@ -160,8 +163,17 @@ class Local:
         from jetfleet.server import Lock
         from jetfleet.supervisor import Journal, Supervisor
 
-        lock = Lock(self.settings.data_dir / "up.lock")
-        lock.acquire()
+        data_dir = self.settings.data_dir
+        lock = Lock(data_dir / "up.lock")
+        try:
+            if not data_dir.exists():
+                self._check_ports()  # before a folder is made that nobody will use
+            lock.acquire()
+        except OSError as error:
+            raise StartupError(
+                f"cannot keep data in {data_dir}: {error.strerror}; "
+                "choose another folder with --data-dir"
+            ) from error
         try:
             self._check_ports()
             broker = self.broker()
