@@ -26,6 +26,9 @@ storage:
   maintenance: {{uploadpurging: {{enabled: false}}}}
 http: {{addr: "{address}"}}
 """
+PASSWORDS = "auth: {{htpasswd: {{realm: tests, path: {file}}}}}\n"
+USER, PASSWORD = "ada", "secret"
+HASHED = "$2b$04$LKZHbHMpmBT4gHbjsTUcnu449FuZtHAo2ZHsbMGPnYzpYUD1CTyzC"  # of it, by bcrypt
 
 
 class RegistryUnavailable(Exception):
@@ -35,10 +38,12 @@ class RegistryUnavailable(Exception):
 class Registry:
     """One ``docker-registry``; keeps its port, so names of images stay true over a restart.
 
-    Nothing is cached in memory: what a test changes in ``data`` is what is served next.
+    Nothing is cached in memory: what a test changes in ``data`` is what is served next. A
+    ``private`` one wants ``USER`` and ``PASSWORD``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, private: bool = False) -> None:
+        self._passwords = folder / "passwords" if private else None
         self.data = folder / "data"
         self.log = folder / "registry.log"
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -54,7 +59,11 @@ class Registry:
         if shutil.which(PROGRAM) is None:
             raise RegistryUnavailable(f"not installed: {PROGRAM} (apt-get install {PROGRAM})")
         self.data.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(CONFIG.format(data=self.data, address=self.address))
+        config = CONFIG.format(data=self.data, address=self.address)
+        if self._passwords is not None:
+            self._passwords.write_text(f"{USER}:{HASHED}\n")
+            config += PASSWORDS.format(file=self._passwords)
+        self._config.write_text(config)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("REGISTRY_")}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -125,19 +134,25 @@ class Registry:
 
     # -- inside
 
+    @property
+    def _auth(self) -> tuple[str, str] | None:
+        return (USER, PASSWORD) if self._passwords is not None else None
+
     def _url(self, path: str) -> str:
         return path if path.startswith("http") else f"http://{self.address}{path}"
 
     def _asked(self, path: str) -> httpx.Response:
-        return httpx.head(self._url(path), trust_env=False)
+        return httpx.head(self._url(path), auth=self._auth, trust_env=False)
 
     def _http(self, verb: str, path: str, **more: object) -> httpx.Response:
-        answer = httpx.request(verb, self._url(path), timeout=60, trust_env=False, **more)  # type: ignore[arg-type]
+        answer = httpx.request(
+            verb, self._url(path), timeout=60, auth=self._auth, trust_env=False, **more
+        )  # type: ignore[arg-type]
         assert answer.is_success, f"{verb} {path}: {answer.status_code} {answer.text}"
         return answer
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(self._url("/v2/"), trust_env=False).status_code == 200
+            return httpx.get(self._url("/v2/"), auth=self._auth, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +15,7 @@ import pytest
 
 from containers.engine import Engine
 from containers.images import Images
-from containers.registry import Registry
+from containers.registry import PASSWORD, USER, Registry
 from containers.serving import agent, open_image, serving
 from jetfleet.events import ReplicaAssigned, ReplicaFailed, ReplicaPreparing
 from jetfleet.specs import Container, ModelSpec
@@ -100,6 +102,24 @@ async def test_a_dead_registry(runtime: DockerRuntime, images: Images, registry:
         assert "cannot be reached" in await failure(runtime, name)
     finally:
         registry.start()
+
+
+async def test_a_private_registry_takes_the_login_of_the_agents_user(
+    runtime: DockerRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = Registry(tmp_path / "private", private=True)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    private.start()
+    try:
+        name = Images(private)["function"]
+        assert "docker login" in await failure(runtime, name)
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        (tmp_path / "config.json").write_text(
+            json.dumps({"auths": {private.address: {"auth": login}}})
+        )
+        await runtime._image(place(name))
+    finally:
+        private.close()
 
 
 async def test_a_registry_that_stalls(

@@ -154,6 +154,24 @@ async def test_a_model_that_may_has_a_network(replicas: Replicas, images: Images
     assert replica.instance.network.startswith("bridge")
 
 
+async def test_a_cache_is_kept_for_the_next_container(
+    replicas: Replicas, images: Images, engine: Engine
+) -> None:
+    cached = {"container": Container(cache="/cache"), "name": "cached"}
+    attack = "/app/model.py:attack"
+    first = await replicas.started(images["hostile"], attack, **cached)
+    wrote = await ask(first, {"attack": "write", "paths": ["/cache/weights", "/app/x"]})
+    assert wrote == {"/cache/weights": "written", "/app/x": "EROFS"}
+    await first.stop()
+    second = await replicas.started(images["hostile"], attack, **cached)
+    assert (await ask(second, {"attack": "read", "paths": ["/cache/weights"]})) == {
+        "/cache/weights": "hostile"
+    }
+    await second.stop()
+    volume = engine.client.volumes.get("jetfleet-cache-default-cached")
+    volume.remove()
+
+
 @pytest.mark.parametrize("function", ["echo", "nap", "count"])
 async def test_the_next_agent_goes_on_with_it(
     replicas: Replicas, images: Images, runtime: Any, engine: Engine, function: str
