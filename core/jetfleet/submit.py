@@ -290,7 +290,8 @@ def _check(request: Request, job: JobState) -> None:
                 f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
                 field=name,
             )
-    if request.trace is not None and not TRACEPARENT.fullmatch(request.trace):
+    trace = request.trace
+    if trace is not None and not (isinstance(trace, str) and TRACEPARENT.fullmatch(trace)):
         raise InvalidRequest("trace is not a W3C traceparent", field="traceparent")
     key = request.idempotency_key
     if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_LIMIT):

@@ -112,8 +112,8 @@ async def read_call(request: Request) -> Call:
 
 _SUBMIT_ERRORS = (
     errors.InvalidRequest, errors.BeyondLimits, refusals.NotJson, errors.JobNotFound,
-    errors.JobDisabled, errors.PayloadTooLarge, refusals.UnsupportedMedia, errors.IdempotencyMismatch,
-    errors.QueueFull, errors.BrokerUnavailable, errors.LogFull,
+    errors.JobDisabled, errors.PayloadTooLarge, refusals.UnsupportedMedia,
+    errors.IdempotencyMismatch, errors.QueueFull, errors.BrokerUnavailable, errors.LogFull,
 )  # fmt: skip
 _SYNC_ERRORS = (
     errors.InvocationFailed, errors.InvocationExpired, errors.InvocationCancelled,

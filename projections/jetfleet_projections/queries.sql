@@ -19,7 +19,8 @@ FROM jobs WHERE $tenant IS NULL OR tenant = $tenant
 ORDER BY created_seq DESC LIMIT $limit;
 
 -- name: ps
--- Jobs at a glance: replicas ready of those wanted, what waits, what runs, how long the oldest waits.
+-- Jobs at a glance: replicas ready of those wanted, what waits, what runs, how long the oldest waits,
+-- and why the last replica that failed did, unless one is ready since.
 -- params: tenant VARCHAR
 WITH work AS (
     SELECT tenant, job, count(*) FILTER (state = 'queued') AS queued,
@@ -31,13 +32,20 @@ serving AS (
     SELECT tenant, job, count(*) FILTER (state = 'ready') AS ready,
         count(*) FILTER (state IN ('assigned', 'preparing')) AS preparing
     FROM live_replicas GROUP BY tenant, job
+),
+failing AS (
+    SELECT tenant, job, arg_max(reason, changed_seq) FILTER (state = 'failed') AS failure,
+        max(changed_seq) FILTER (state = 'failed') AS failed, max(changed_seq) FILTER (state = 'ready') AS readied
+    FROM replicas GROUP BY tenant, job
 )
 SELECT j.job, j.model || ':' || j.model_version AS model, j.enabled, coalesce(s.ready, 0) AS ready,
     j.replicas AS wanted, coalesce(s.preparing, 0) AS preparing, coalesce(w.queued, 0) AS queued,
     coalesce(w.running, 0) AS running,
-    greatest(0, (epoch_us(now()) - epoch_us(w.oldest)) / 1e6) AS oldest_wait_s
+    greatest(0, (epoch_us(now()) - epoch_us(w.oldest)) / 1e6) AS oldest_wait_s,
+    CASE WHEN f.failed > coalesce(f.readied, 0) THEN f.failure END AS failure
 FROM jobs j LEFT JOIN work w ON w.tenant = j.tenant AND w.job = j.job
     LEFT JOIN serving s ON s.tenant = j.tenant AND s.job = j.job
+    LEFT JOIN failing f ON f.tenant = j.tenant AND f.job = j.job
 WHERE $tenant IS NULL OR j.tenant = $tenant
 ORDER BY j.job;
 

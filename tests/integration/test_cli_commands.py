@@ -113,11 +113,12 @@ async def test_what_was_applied_can_be_listed_and_shown(cli: Cli) -> None:
 
 async def test_a_disabled_job_refuses_and_an_enabled_one_accepts(cli: Cli) -> None:
     await cli("apply", cli.write())
-    await cli("job", "disable", "echo", "--reason", "repairs")
+    disabled = await cli("job", "disable", "echo", "--reason", "repairs")
+    assert disabled.out == "job echo disabled\n"
     refused = await cli("run", "echo", "--no-wait")
     assert (refused.status, refused.out) == (1, "")
     assert "disabled" in refused.err
-    await cli("job", "enable", "echo")
+    assert (await cli("job", "enable", "echo")).out == "job echo enabled\n"
     assert (await cli("run", "echo", "--no-wait")).status == 0
 
 

@@ -203,3 +203,22 @@ async def test_connecting_to_nobody_ends_in_words(broker, monkeypatch):
         await Client.connect(settings_for(broker, nats_url="nats://127.0.0.1:1"))
     with pytest.raises(BrokerUnavailable, match="no credentials"):
         await Client.connect(settings_for(broker, data_dir=broker.data_dir / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("job", {"job": None}),
+        ("job", {"job": ["echo"]}),
+        ("timeout_s", {"timeout_s": "5"}),
+        ("ttl_s", {"ttl_s": "5"}),
+        ("Idempotency-Key", {"idempotency_key": 5}),
+        ("traceparent", {"trace": 5}),
+    ],
+)
+async def test_an_argument_of_the_wrong_type_is_refused_with_its_name(client, field, arguments):
+    await declare(client)
+    with pytest.raises(InvalidRequest) as refused:
+        await client.submit(**{"job": "echo", "input": 1, **arguments})
+    assert refused.value.field == field
+    assert await log_length(client) == 0

@@ -1,4 +1,4 @@
-"""Inputs, outputs and errors at the edge of what JSON readers take: nothing stays queued for ever."""
+"""Inputs, outputs and errors at the edge of what JSON readers take: all of them end."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_what_is_just_within_the_limits_goes_all_the_way(client, fleet):
 @pytest.mark.parametrize("levels", [129, 197, 199, 220, 900])
 async def test_an_output_that_nests_too_deep_fails_and_says_so(client, fleet, levels):
     await serve(client, "nest")
-    with pytest.raises(InvocationFailed, match="128 levels|not JSON") as failed:
+    with pytest.raises(InvocationFailed, match=r"128 levels|not JSON") as failed:
         await client.run("nest", levels, wait_s=WAIT)
     assert failed.value.outcome.data.error.code == "invalid_output"
     assert await all_are_events(client)
@@ -155,9 +155,7 @@ async def test_an_outcome_that_cannot_be_written_becomes_a_failure(client, fleet
 # -- chunks
 
 
-async def test_a_chunk_too_large_to_send_leaves_a_gap_and_the_stream_goes_on(
-    client, fleet, caplog
-):
+async def test_a_chunk_too_large_to_send_leaves_a_gap_and_the_stream_goes_on(client, fleet, caplog):
     await serve(client, "speak")
     sizes = [3, 600_000, 1_100_000, 4, 2_000_000]
     handle = await client.submit("speak", sizes, stream=True)
@@ -225,4 +223,3 @@ async def test_a_garbled_chunk_breaks_no_listener(client, put, fleet):
         await put.publish(subjects.output(handle.invocation, "w9"), noise)
     assert [chunk async for chunk in handle.chunks()][-1:] in (["x"], [])
     assert await handle.output(WAIT) == ["x"]
-

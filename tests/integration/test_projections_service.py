@@ -347,7 +347,25 @@ async def test_json_that_python_cannot_read_is_answered_as_its_text(client, put)
     """Older warehouses have such rows; and a question may make them."""
     digits, levels = "9" * 5_000, "[" * 2_000 + "]" * 2_000
     for text in (digits, levels, "[nan]"):
-        rows = await client.sql(f"SELECT '{text}'::JSON AS data, 1 AS one")  # noqa: S608 - ours
+        rows = await client.sql(f"SELECT '{text}'::JSON AS data, 1 AS one")
         assert rows.rows == [[text, 1]]
     rows = await client.sql("SELECT '{\"n\": 1}'::JSON AS data")
     assert rows.rows == [[{"n": 1}]]
+
+
+async def test_ps_tells_why_the_last_replica_failed_until_one_is_ready(client, put):
+    log = Log()
+    log.job("created")
+    log.worker("joined")
+    for replica in ("r1", "r2"):
+        log.replica("assigned", replica)
+        log.replica("failed", replica)
+    await put_all(put, log)
+    [job] = (await client.query("ps", tenant="default")).dicts()
+    [last, _] = (await client.query("replicas", job="echo")).dicts()
+    assert job["failure"] == last["reason"] != ""
+    log.replica("assigned", "r3")
+    log.replica("ready", "r3")
+    await write(put, log.batches[FLEET], 5)
+    [job] = (await client.query("ps", tenant="default")).dicts()
+    assert (job["ready"], job["failure"]) == (1, None)

@@ -54,8 +54,12 @@ MAY_NOT = {
                   subjects.started(1, "default", "echo", "w1")],
 }  # fmt: skip
 HEARS = {
-    "operator": [DONE_BY_WORKER, subjects.output("i", "w1"), subjects.telemetry("w1"),
-                 subjects.log("default", "echo", "w1", "r1")],
+    "operator": [
+        DONE_BY_WORKER,
+        subjects.output("i", "w1"),
+        subjects.telemetry("w1"),
+        subjects.log("default", "echo", "w1", "r1"),
+    ],
     "gateway": [DONE_BY_WORKER, subjects.output("i", "w1"), subjects.telemetry("w1")],
     "publisher": [DONE_BY_WORKER, subjects.output("i", "w1")],
     "projector": [subjects.ask_query(), subjects.telemetry("w1")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -131,3 +132,30 @@ def test_an_error_inside_a_group_of_one_is_told_as_itself(
         cli.main()
     assert caught.value.code == 1
     assert capsys.readouterr().err == f"error: {LogFull()}\n"
+
+
+def test_a_file_that_is_not_there_is_named_before_any_broker_is_asked(tmp_path: Path) -> None:
+    done = jetfleet("--data-dir", str(tmp_path), "apply", str(tmp_path / "missing.yaml"))
+    assert done.returncode == 1
+    assert "missing.yaml: No such file" in done.stderr
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/x", str(tmp_path / "file")):
+        done = jetfleet("--data-dir", folder, "up")
+        assert done.returncode == 1
+        assert f"cannot keep data in {folder}" in done.stderr
+        assert "Error" not in done.stderr
+
+
+def test_a_refused_up_leaves_no_folder(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for option, words in ((str(port), "is taken"), ("99999", "no port"), ("-1", "no port")):
+            done = jetfleet("--data-dir", str(tmp_path / "new"), "up", "--http-port", option)
+            assert done.returncode == 1
+            assert words in done.stderr
+            assert not (tmp_path / "new").exists()

@@ -112,9 +112,10 @@ def test_every_error_of_core_has_a_row_of_its_own_or_of_an_ancestor() -> None:
 def test_only_defects_of_ours_are_answered_500() -> None:
     """A new error class must be given a status here, or be one that no request can meet."""
     internal = {kind.__name__ for kind in all_errors() if row_of(kind).status == 500}
-    assert internal == {
+    assert internal <= {
         "JetfleetError", "ApiError", "WrongSequence", "NoResponders", "QueryFailed",
         "OutcomePending", "MissingExtra", "StartupError", "InternalError",
+        "BadToken",  # of joining, which other tests may have loaded
     }  # fmt: skip
 
 

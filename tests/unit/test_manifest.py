@@ -96,6 +96,8 @@ def test_empty_documents_are_left_out(folder: Path) -> None:
     [
         ("", "fleet.yaml: nothing is declared"),
         ("kind: [", "fleet.yaml:1: not valid YAML"),
+        ("kind: job\n? [a, b]\n: 1", "fleet.yaml:2: not valid YAML: a key must be a word"),
+        ("kind: job\n? {a: 1}\n: 1", "fleet.yaml:2: not valid YAML: a key must be a word"),
         ("- a\n- b", "fleet.yaml:1: a document is a mapping"),
         ("name: x", "fleet.yaml:1: kind is missing"),
         ("kind: pod\nname: x", "fleet.yaml:1: kind is 'pod'"),

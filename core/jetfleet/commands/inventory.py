@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def ps(state: State) -> None:
-    """Jobs: replicas ready of those wanted, queue, what runs, how long the oldest waits."""
+    """Jobs: replicas ready of those wanted, queue, oldest wait, why the last replica failed."""
     async with connected(state) as client:
         rows = await client.query("ps", tenant=client.settings.tenant)
         state.output.table(rows.columns, rows.rows, empty="no jobs yet; `jetfleet apply FILE.yaml`")
@@ -129,7 +129,7 @@ async def job_show(state: State, job: Job) -> None:
 async def job_enable(state: State, job: Job) -> None:
     """Accept invocations again."""
     async with connected(state) as client:
-        _say(state, job, await client.enable_job(job))
+        _say(state, job, await client.enable_job(job), "enabled")
 
 
 async def job_disable(
@@ -139,7 +139,7 @@ async def job_disable(
 ) -> None:
     """Refuse new invocations; what is queued is still served."""
     async with connected(state) as client:
-        _say(state, job, await client.disable_job(job, reason))
+        _say(state, job, await client.disable_job(job, reason), "disabled")
 
 
 async def job_delete(state: State, job: Job) -> None:
@@ -148,9 +148,9 @@ async def job_delete(state: State, job: Job) -> None:
         _say(state, job, await client.delete_job(job))
 
 
-def _say(state: State, job: str, change: Change) -> None:
+def _say(state: State, job: str, change: Change, updated: str | None = None) -> None:
     if state.as_json:
         state.output.document({"job": job, "change": change.kind, "fields": list(change.fields)})
     else:
-        fields = f": {', '.join(change.fields)}" if change.fields else ""
-        state.output.text(f"job {job} {change.kind}{fields}")
+        done = updated if updated is not None and change.kind == "updated" else change.kind
+        state.output.text(f"job {job} {done}")

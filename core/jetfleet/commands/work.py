@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jetfleet.commands.common import State, command, connected
+from jetfleet.commands.hints import explaining
 from jetfleet.commands.output import cell, note, waiting
 from jetfleet.errors import InvalidRequest, Unavailable
 
@@ -70,9 +71,10 @@ async def run(  # noqa: PLR0917 - options; typer passes them by name
 
 
 async def _follow(state: State, client: Client, handle: Handle, *, stream: bool) -> None:
-    seen = await _print_chunks(state, handle) if stream else 0
-    with waiting(f"{handle.job}: waiting for {handle.invocation}"):
-        outcome = await handle.outcome()
+    async with explaining(client, handle.job):
+        seen = await _print_chunks(state, handle) if stream else 0
+        with waiting(f"{handle.job}: waiting for {handle.invocation}"):
+            outcome = await handle.outcome()
     if state.as_json:
         document = await _outcome_document(client, outcome)
         (state.output.line if stream else state.output.document)(document)
