@@ -207,15 +207,15 @@ class Log:
         }
         return self.put(FLEET, subjects.fleet(name, verb), makers[verb](self.stamp(self.tenant)))
 
-    def admitted(self, worker: str = "w1", token: str = "t1", **terms: Any) -> int:
-        data = WorkerAdmitted.Data(worker=worker, public_key="U", token=token, **terms)
+    def admitted(self, worker: str = "w1", by: str = "t1", **terms: Any) -> int:
+        data = WorkerAdmitted.Data(worker=worker, public_key="U", token=by, **terms)
         event = WorkerAdmitted(**self.stamp(self.tenant), data=data)
         return self.put(FLEET, subjects.admitted(worker), event)
 
-    def revoked(self, token: str = "t1") -> int:
-        data = WorkerTokenRevoked.Data(token=token)
+    def revoked(self, by: str = "t1") -> int:
+        data = WorkerTokenRevoked.Data(token=by)
         event = WorkerTokenRevoked(**self.stamp(self.tenant), data=data)
-        return self.put(FLEET, subjects.revoked(token), event)
+        return self.put(FLEET, subjects.revoked(by), event)
 
     def replica(
         self,
