@@ -120,12 +120,3 @@ def test_every_block_of_the_clients_page_runs_and_prints_what_it_says(
 
 def test_the_tour_of_the_readme_runs(up: Up) -> None:
     Reader(up, ROOT).follow(blocks("README.md", "## Five minutes", "## How it works"))
-
-
-def test_credentials_of_a_worker_elsewhere_are_made_as_the_operations_page_says(
-    up: Up, tmp_path: Path
-) -> None:
-    (block,) = (each for each in blocks("docs/operations.md") if each.language == "python")
-    (tmp_path / ".jetfleet").symlink_to(up.data_dir)
-    made = Reader(up, tmp_path).type([sys.executable, "-c", block.text]).strip()
-    assert (tmp_path / made).read_text().startswith("-----BEGIN NATS USER JWT-----")

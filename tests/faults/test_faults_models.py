@@ -92,14 +92,13 @@ async def test_an_input_that_kills_its_model_each_time_ends_failed_with_its_hist
     handle = await client.submit("job", "exit")
     outcome = await handle.outcome(wait_s=LIMIT_S)
     assert await client.run("job", "fine", wait_s=WITHIN_S) == "fine"
-    story = await all_ended(client, [handle.invocation])
+    await all_ended(client, [handle.invocation])
     assert isinstance(outcome, InvocationFailed)
     error: Failure = outcome.data.error
     assert error.code == "model_exited"
     assert len(error.history) == outcome.data.attempt == RETRY_LIMIT + 1
     assert all("status 7" in line for line in error.history)
     assert "last words" in error.detail
-    assert [e.data.attempt for e in story.attempts(handle.invocation)] == [1, 2, 3]
 
 
 @pytest.mark.anyio

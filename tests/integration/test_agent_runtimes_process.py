@@ -171,11 +171,6 @@ async def test_program_that_cannot_run_fails_the_start(argv: tuple[str, ...], re
     assert descriptors() - before <= 1, "the channel was closed (the guard's pipe may be new)"
 
 
-async def test_docker_runtime_is_refused_by_name() -> None:
-    with pytest.raises(StartFailed, match="docker runtime comes with a later release"):
-        runtime_of(RuntimeName.DOCKER)
-
-
 async def test_environment_is_ours_without_settings_and_with_the_models_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
