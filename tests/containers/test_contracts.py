@@ -72,6 +72,16 @@ async def test_a_model_of_the_unmodified_cog_package_answers(client: Client) -> 
     assert await client.run("cog", {"text": "ab", "times": 3}, wait_s=WAIT_S) == "ababab"
 
 
+async def test_a_cog_model_that_yields_streams(client: Client, images: Images) -> None:
+    big = {"resources": Resources(memory_mib=1024)}
+    await open_image(client, "cog-stream", images["cog-stream"], contract="cog", **big)
+    handle = await client.submit("cog-stream", {"text": "one two three"}, stream=True)
+    chunks = [chunk async for chunk in handle.chunks()]
+    whole = await handle.output()
+    assert len(chunks) == 3
+    assert "".join(chunks) == ("".join(whole) if isinstance(whole, list) else whole)
+
+
 async def test_back_to_back_calls_of_cog_are_never_busy(client: Client) -> None:
     calls = [client.run("cog", {"text": str(n)}, wait_s=WAIT_S) for n in range(50)]
     assert await asyncio.gather(*calls) == [str(n) for n in range(50)]
