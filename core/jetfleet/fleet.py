@@ -130,6 +130,7 @@ class ReplicaState:
     assigned_at: datetime
     ready_at: datetime | None = None
     gpus: tuple[str, ...] = ()  # names of the GPUs that it was given (``GpuSpec.id``)
+    released_seq: int = 0  # of the last decision to let it go
 
     @property
     def key(self) -> JobKey:
@@ -303,7 +304,7 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
 
 @_fleet.register
 def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
-    return _change_replica(state, event.data.replica, event.data.worker, "releasing")
+    return _change_replica(state, event.data.replica, event.data.worker, "releasing", released_seq=seq)
 
 
 @_fleet.register
@@ -367,11 +368,15 @@ def _change_replica(
     worker: str,
     status: ReplicaStatus,
     ready_at: datetime | None = None,
+    released_seq: int = 0,
 ) -> FleetState:
     if not _known(state, replica, worker):
         return state
     old = state.replicas[replica]
     if old.status == "releasing" and status != "releasing":
         return state  # what was released does not come back
-    new = replace(old, status=status, ready_at=ready_at or old.ready_at)
+    new = replace(
+        old, status=status, ready_at=ready_at or old.ready_at,
+        released_seq=released_seq or old.released_seq,
+    )  # fmt: skip
     return replace(state, replicas={**state.replicas, replica: new})

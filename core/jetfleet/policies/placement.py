@@ -10,7 +10,7 @@ jobs, above the wanted number, and of an older spec once the newer one serves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -110,9 +110,18 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
                 work.decisions.append(Release(replica, "the job was deleted"))
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
+    work.decisions += _unheard(fleet, joined)
     for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
         _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
     return tuple(work.decisions)
+
+
+def _unheard(fleet: FleetState, joined: Collection[str]) -> Iterable[Release]:
+    """A worker that joined anew and kept a replica hears only what is decided after that."""
+    for replica in fleet.replicas.values():
+        known = replica.worker in joined and replica.status == "releasing"
+        if known and replica.released_seq < fleet.workers[replica.worker].joined_seq:
+            yield Release(replica, "it was let go before its worker joined anew")
 
 
 def _rooms(fleet: FleetState) -> dict[str, _Room]:
