@@ -304,7 +304,9 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
 
 @_fleet.register
 def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
-    return _change_replica(state, event.data.replica, event.data.worker, "releasing", released_seq=seq)
+    return _change_replica(
+        state, event.data.replica, event.data.worker, "releasing", released_seq=seq
+    )
 
 
 @_fleet.register
@@ -367,6 +369,7 @@ def _change_replica(
     replica: str,
     worker: str,
     status: ReplicaStatus,
+    *,
     ready_at: datetime | None = None,
     released_seq: int = 0,
 ) -> FleetState:

@@ -31,11 +31,22 @@ async def conduct(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    connection = await Connection.open(
-        settings.nats_url, settings.credentials_of("conductor"), user="conductor", name="conductor"
-    )
-    conducting = asyncio.create_task(Conductor(connection, settings).run())
     stopping = asyncio.create_task(stop.wait())
+    connecting = asyncio.create_task(
+        Connection.open(
+            settings.nats_url,
+            settings.credentials_of("conductor"),
+            user="conductor",
+            name="conductor",
+        )
+    )
+    await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not connecting.done():
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        return
+    connection = connecting.result()
+    conducting = asyncio.create_task(Conductor(connection, settings).run())
     try:
         await asyncio.wait({conducting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if conducting.done():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from story import all_ended, told
 
+from conftest import free_ports
 from jetfleet.events import ReplicaAssigned, ReplicaReady, WorkerJoined, WorkerLost
+from jetfleet.secrets import Secrets
 from jetfleet.streams import FLEET
 from stack import WITHIN_S, fleet_says, open_job, position, stack, until
 
@@ -80,3 +85,22 @@ async def test_two_conductors_decide_each_replica_once(tmp_path: Path) -> None:
         fleet.programs[0].signal(signal.SIGTERM)
         assert await fleet.programs[0].ended() == 0
     assert sorted(assigned) == [f"job{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("command", ["conductor", "projector"])
+def test_one_that_waits_for_a_broker_obeys_too(tmp_path: Path, command: str) -> None:
+    Secrets(tmp_path).prepare()
+    environment = {**os.environ, "JETFLEET_NATS_URL": f"nats://127.0.0.1:{free_ports(1)[0]}",
+                   "JETFLEET_DATA_DIR": str(tmp_path)}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jetfleet", command],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert "onnect" in process.stderr.readline()  # it has tried, and goes on trying
+        process.terminate()
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.communicate()
