@@ -15,6 +15,7 @@ from jetfleet.errors import BrokerUnavailable, JetfleetError
 
 logger = logging.getLogger("jetfleet.links")
 RETRY_S = 0.2
+PATIENCE_S = 1.0
 RENEW_AT = 0.7  # of a token's life
 
 
@@ -67,7 +68,7 @@ class JobLink:
         cls, base: Connection, key: WorkerKey, worker: str, tenant: str, job: str
     ) -> JobLink:
         """Raises NotAssigned when the job is not this worker's."""
-        text, expires = await _ask(base, worker, tenant, job)
+        text, expires = await _ask_patiently(base, worker, tenant, job)
         token = JobToken(key, text, expires)
         connection = await Connection.open(
             base.url, token, user=worker, name=f"worker-{worker}/{job}"
@@ -90,6 +91,21 @@ class JobLink:
                 logger.info("%s", error)
                 return
             await self.connection.refresh()
+
+
+async def _ask_patiently(
+    base: Connection, worker: str, tenant: str, job: str
+) -> tuple[str, float]:
+    """``_ask``, again for a while: we may hear of an assignment before its own conductor does."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + PATIENCE_S
+    while True:
+        try:
+            return await _ask(base, worker, tenant, job)
+        except NotAssigned:
+            if loop.time() > until:
+                raise
+        await asyncio.sleep(RETRY_S)
 
 
 async def _ask(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:
