@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from jetfleet import subjects
+from jetfleet.scaling_specs import ScalingSpec, StaticScaling
 
 # What stands in a subject, a message id or a path, and was made by us: nothing may break out of it.
 Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -151,7 +152,12 @@ class JobSettings(Frozen):
 
     min_replicas: int = Field(1, ge=0, le=10_000)
     max_replicas: int = Field(1, ge=0, le=10_000)
-    desired_replicas: int | None = Field(None, ge=0, description="None: min_replicas")
+    desired_replicas: int | None = Field(
+        None, ge=0, description="for static scaling; None: scaling.replicas, or else min_replicas"
+    )
+    scaling: ScalingSpec = Field(
+        StaticScaling(), description="how the number follows the work, see docs/policies.md"
+    )
     concurrency: int = Field(1, ge=1, le=1024, description="invocations at once in one replica")
     timeout_s: float = Field(
         300.0, gt=0, le=86_400, description="longest run of one attempt, seconds"
@@ -176,15 +182,24 @@ class JobSettings(Frozen):
             raise ValueError(
                 f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}"
             )
-        wanted = self.desired_replicas
-        if wanted is not None and not self.min_replicas <= wanted <= self.max_replicas:
-            raise ValueError(f"desired_replicas {wanted} is outside min_replicas..max_replicas")
+        wanted, scaling = self.desired_replicas, self.scaling
+        if wanted is not None and not isinstance(scaling, StaticScaling):
+            raise ValueError(
+                f"desired_replicas is a fixed number, and scaling {scaling.policy} decides it:"
+                " leave one of them out"
+            )
+        if not self.min_replicas <= self.replicas <= self.max_replicas:
+            name = "scaling.replicas" if wanted is None else "desired_replicas"
+            raise ValueError(f"{name} {self.replicas} is outside min_replicas..max_replicas")
         return self
 
     @property
     def replicas(self) -> int:
-        """How many replicas are wanted now."""
-        return self.min_replicas if self.desired_replicas is None else self.desired_replicas
+        """How many replicas are wanted as declared; with adaptive scaling the least."""
+        declared = self.desired_replicas
+        if declared is None and isinstance(self.scaling, StaticScaling):
+            declared = self.scaling.replicas
+        return self.min_replicas if declared is None else declared
 
 
 class JobSpec(JobSettings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -101,3 +103,19 @@ def test_specs_cannot_be_changed():
 
 def test_a_model_is_referred_to_by_name_and_version():
     assert model("m", version="2").ref == "m:2"
+
+
+def test_a_fixed_number_of_replicas_is_declared_once_and_within_bounds():
+    of = JobSpec(name="echo", model=ModelSpec(name="echo", function="a.py:f")).model_dump()
+
+    def declared(**more: Any) -> int:
+        return JobSpec.model_validate({**of, "min_replicas": 1, "max_replicas": 3, **more}).replicas
+
+    assert declared() == 1
+    assert declared(scaling={"policy": "static", "replicas": 2}) == 2
+    assert declared(desired_replicas=3, scaling={"policy": "static", "replicas": 2}) == 3
+    assert declared(scaling={"policy": "lag"}) == 1
+    with pytest.raises(ValidationError, match=r"scaling\.replicas 4 is outside"):
+        declared(scaling={"policy": "static", "replicas": 4})
+    with pytest.raises(ValidationError, match="scaling lag decides it"):
+        declared(desired_replicas=2, scaling={"policy": "lag"})
