@@ -33,6 +33,11 @@ WHY = events.Why(
     candidates=(events.Candidate(worker=WORKER, score=0.9688),),
 )
 WHY_RELEASED = WHY.model_copy(update={"reason": "the job was deleted", "candidates": ()})
+WHY_SCALED = WHY.model_copy(
+    update={
+        "policy": "lag", "reason": "2 queued or running at 1 a replica need 2", "candidates": (),
+    }
+)  # fmt: skip
 PUBLIC_KEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 JOINED_WITH = "5c9e0f3a71b24d88"
 MACHINE = Machine(
@@ -112,6 +117,13 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
     "replica.stopped": (_AGENT, _REPLICA),
     "replica.assigned": (_CONDUCTOR, {**_REPLICA, "spec": JOB_SPEC, "shard": 2, "why": WHY}),
     "replica.released": (_CONDUCTOR, {**_REPLICA, "why": WHY_RELEASED}),
+    "job.scaled": (
+        _CONDUCTOR,
+        {
+            "job": JOB, "before": 0, "desired": 2, "wanted": 2,
+            "inputs": {"queued": 2, "in_flight": 0, "ready": 0, "threshold": 1}, "why": WHY_SCALED,
+        },
+    ),
     "worker.heartbeat": (
         _AGENT,
         {

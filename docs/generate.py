@@ -73,6 +73,7 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
         f"replica.{verb}": ("FLEET", subjects.control(T, J, verb, W), "the conductor")
         for verb in ("assigned", "released")
     },
+    "job.scaled": ("FLEET", subjects.scaled(T, J), "the conductor"),
     "worker.heartbeat": ("TELEMETRY", subjects.telemetry(W), "the worker"),
 }
 

@@ -22,6 +22,7 @@ from jetfleet.events import (
     JobDeleted,
     JobDisabled,
     JobEnabled,
+    JobScaled,
     JobUpdated,
     ModelRegistered,
     ReplicaAssigned,
@@ -203,6 +204,12 @@ def assigned(
 
 def released(replica: str, worker: str, of: str = "echo") -> Event:
     return ReplicaReleased(**envelope(), data={**_replica(replica, worker, of), "why": WHY})
+
+
+def scaled(of: str, desired: int, *, registry_seq: int = 9, seconds: float = 0) -> Event:
+    why = WHY.model_copy(update={"observed_registry_seq": registry_seq})
+    data = {"job": of, "desired": desired, "wanted": desired, "why": why}
+    return JobScaled(**envelope(seconds), data=data)
 
 
 def serving(replica: str, worker: str, spec: JobSpec) -> tuple[Event, ...]:

@@ -27,6 +27,7 @@ from jetfleet.events import (
     JobDeleted,
     JobDisabled,
     JobEnabled,
+    JobScaled,
     JobUpdated,
     ModelRegistered,
     ReplicaAssigned,
@@ -216,6 +217,13 @@ class Log:
         data = WorkerTokenRevoked.Data(token=by)
         event = WorkerTokenRevoked(**self.stamp(self.tenant), data=data)
         return self.put(FLEET, subjects.revoked(by), event)
+
+    def scaled(self, desired: int, job: str = "echo") -> int:
+        why = Why(policy="lag", policy_version=1, reason="r", observed_registry_seq=1,
+                  observed_fleet_seq=1)  # fmt: skip
+        data = JobScaled.Data(job=job, desired=desired, wanted=desired, why=why)
+        event = JobScaled(**self.stamp(self.tenant), data=data)
+        return self.put(FLEET, subjects.scaled(self.tenant, job), event)
 
     def replica(
         self,

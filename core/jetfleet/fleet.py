@@ -21,6 +21,7 @@ from jetfleet.events import (
     JobDeleted,
     JobDisabled,
     JobEnabled,
+    JobScaled,
     JobUpdated,
     ModelRegistered,
     ReplicaAssigned,
@@ -147,8 +148,15 @@ class FleetState:
     replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
     admissions: Mapping[str, Admission] = field(default_factory=dict)  # the last of each worker
     tokens: Mapping[str, TokenState] = field(default_factory=dict)  # those used or revoked
+    # How many replicas were decided last, and the registry events known then: see ``desired``.
+    scaled: Mapping[JobKey, tuple[int, int]] = field(default_factory=dict)
     # When replicas of a job failed on a worker, oldest first; emptied when one becomes ready there.
     failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]] = field(default_factory=dict)
+
+    def desired(self, job: JobState) -> int | None:
+        """By the last scaling decision; None: none was taken since the job was made."""
+        desired, registry_seq = self.scaled.get((job.tenant, job.spec.name), (0, -1))
+        return desired if registry_seq >= job.created_seq else None
 
 
 # -- registry
@@ -307,6 +315,12 @@ def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
     return _change_replica(
         state, event.data.replica, event.data.worker, "releasing", released_seq=seq
     )
+
+
+@_fleet.register
+def _(event: JobScaled, state: FleetState, seq: int) -> FleetState:
+    new = (event.data.desired, event.data.why.observed_registry_seq)
+    return replace(state, scaled={**state.scaled, (event.tenant, event.data.job): new})
 
 
 @_fleet.register

@@ -96,6 +96,11 @@ def control(tenant: str, job: str, verb: str, worker: str) -> str:
     return f"jf.ctl.{tenant}.{job}.{verb}.{worker}"
 
 
+# jf.ctl.scaled.<tenant>.<job>: no worker's business, so a token shorter than what workers hear
+def scaled(tenant: str, job: str) -> str:
+    return f"jf.ctl.scaled.{tenant}.{job}"
+
+
 # A conductor let it in; not below jf.fleet.<worker>, where the worker itself may publish.
 # jf.ctl.fleet.admitted.<worker>
 def admitted(worker: str) -> str:

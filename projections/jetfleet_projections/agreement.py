@@ -20,6 +20,7 @@ from jetfleet.events import (
     JobDeleted,
     JobDisabled,
     JobEnabled,
+    JobScaled,
     JobUpdated,
     ModelRegistered,
     ReplicaAssigned,
@@ -124,6 +125,8 @@ def _fleet_subject(event: AnyEvent) -> str:
     verb = event.type.rpartition(".")[2]
     if isinstance(event, ReplicaAssigned | ReplicaReleased):
         return subjects.control(event.tenant, event.data.job, verb, event.data.worker)
+    if isinstance(event, JobScaled):
+        return subjects.scaled(event.tenant, event.data.job)
     if isinstance(event, WorkerAdmitted):
         return subjects.admitted(event.data.worker)
     if isinstance(event, WorkerTokenRevoked):

@@ -29,6 +29,7 @@ from given import (
     registered,
     registry,
     released,
+    scaled,
     serving,
     stopped,
     updated,
@@ -235,6 +236,21 @@ def test_the_state_knows_its_position_and_that_of_the_last_decision():
     assert (state.seq, state.control_seq) == (3, 2)
     assert fleet(released("r1", "w1"), onto=state).control_seq == 4
     assert registry(created(ECHO), enabled("echo")).seq == 2
+
+
+def test_a_job_has_the_number_that_was_decided_last():
+    (declared,) = registry(created(ECHO)).jobs.values()
+    assert fleet(joined("w1")).desired(declared) is None
+    state = fleet(scaled("echo", 2), scaled("echo", 3))
+    assert state.desired(declared) == 3
+    assert state.control_seq == 2
+
+
+def test_a_job_made_anew_has_no_number_of_the_one_that_was_deleted():
+    state = registry(created(ECHO), deleted("echo"), created(ECHO))
+    (again,) = state.jobs.values()
+    assert fleet(scaled("echo", 3, registry_seq=2)).desired(again) is None
+    assert fleet(scaled("echo", 3, registry_seq=3)).desired(again) == 3
 
 
 def test_events_of_other_kinds_only_move_the_position():

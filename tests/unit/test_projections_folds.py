@@ -148,6 +148,7 @@ def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Wa
         log.worker(verb)
     log.admitted()
     log.revoked()
+    log.scaled(2)
     for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
         log.replica(verb, "r1")
     for outcome in ("completed", "failed", "cancelled", "expired"):

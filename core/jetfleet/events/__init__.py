@@ -23,6 +23,7 @@ from jetfleet.events.fleet import (
     Candidate,
     GpuLoad,
     JobLoad,
+    JobScaled,
     ReplicaAssigned,
     ReplicaChange,
     ReplicaFailed,
@@ -65,7 +66,7 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased
+ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -176,6 +177,7 @@ __all__ = [
     "JobDisabled",
     "JobEnabled",
     "JobLoad",
+    "JobScaled",
     "JobUpdated",
     "ModelRegistered",
     "Outcome",

@@ -192,6 +192,24 @@ class ReplicaReleased(Event):
     data: Data
 
 
+class JobScaled(Event):
+    """A job shall have another number of replicas from now on."""
+
+    class Data(Frozen):
+        job: Name
+        before: int | None = Field(None, ge=0, description="the number until now; None: none yet")
+        desired: int = Field(ge=0, description="replicas that serve or boot")
+        wanted: int = Field(ge=0, description="by the work alone, before holding and bounds")
+        surge: bool = Field(False, description="kpa: more was wanted at once than a step gives")
+        inputs: dict[str, float] = Field(
+            default_factory=dict, description="the numbers that the policy looked at"
+        )
+        why: Why
+
+    type: Literal["jetfleet.job.scaled"] = "jetfleet.job.scaled"
+    data: Data
+
+
 # -- telemetry
 
 
