@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaState, WorkerState
+from jetfleet.scaling_specs import SloScaling, StaticScaling
 from jetfleet.specs import JobSpec, Resources
 
 NAME = "least-loaded"
@@ -93,7 +94,7 @@ class _Room:
 @dataclass(slots=True)
 class _Round:
     rooms: Mapping[str, _Room]
-    failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]]
+    fleet: FleetState
     now: datetime
     decisions: list[Decision] = field(default_factory=list)
 
@@ -102,7 +103,7 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     """The decisions due now, in order; none when every job has what it wants."""
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
-    work = _Round(_rooms(fleet), fleet.failures, now)
+    work = _Round(_rooms(fleet), fleet, now)
     by_job: dict[JobKey, list[ReplicaState]] = {}
     for replica in fleet.replicas.values():
         if replica.key not in jobs:
@@ -145,11 +146,11 @@ def _empty(worker: WorkerState) -> _Room:
 
 
 def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
-    wanted = job.spec.replicas
     staying = [r for r in replicas if r.status != "releasing"]
     current = [r for r in staying if _is_current(r, job.spec)]
     outdated = [r for r in staying if not _is_current(r, job.spec)]
-    for replica in _least_useful(current)[: max(0, len(current) - wanted)]:
+    wanted = _wanted(work.fleet, job, len(staying))
+    for replica in _least_useful(current, job, work.now)[: max(0, len(current) - wanted)]:
         work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
     unplaced = 0
     for _ in range(wanted - len(current)):
@@ -162,10 +163,19 @@ def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> Non
         gone = outdated
         if ready < wanted:
             useful = [r for r in outdated if not _unfit(job, _empty(work.rooms[r.worker].worker))]
-            gone = _least_useful(useful)[: max(0, unplaced - leaving)]
+            gone = _least_useful(useful, job, work.now)[: max(0, unplaced - leaving)]
         work.decisions += [
             Release(replica, "the job's model or settings changed") for replica in gone
         ]
+
+
+def _wanted(fleet: FleetState, job: JobState, there: int) -> int:
+    """How many replicas a job shall have: as declared, or as decided within its bounds."""
+    spec = job.spec
+    if isinstance(spec.scaling, StaticScaling):
+        return spec.replicas
+    decided = fleet.desired(job)
+    return min(max(there if decided is None else decided, spec.min_replicas), spec.max_replicas)
 
 
 def _is_current(replica: ReplicaState, wanted: JobSpec) -> bool:
@@ -182,9 +192,19 @@ def serves(running: JobSpec, wanted: JobSpec) -> bool:
     )
 
 
-def _least_useful(replicas: Iterable[ReplicaState]) -> list[ReplicaState]:
-    """Those to let go first: not yet ready, then the youngest."""
-    return sorted(replicas, key=lambda r: (r.status == "ready", -r.assigned_seq))
+def _least_useful(
+    replicas: Iterable[ReplicaState], job: JobState, now: datetime
+) -> list[ReplicaState]:
+    """Those to let go first: past their lease, not yet ready, then the youngest.
+
+    A lease is what ``slo`` counts on when it decides how many stay; others know none.
+    """
+    scaling = job.spec.scaling
+    lease = timedelta(seconds=scaling.lease_s if isinstance(scaling, SloScaling) else 0)
+    return sorted(
+        replicas,
+        key=lambda r: (now - r.assigned_at < lease, r.status == "ready", -r.assigned_seq),
+    )
 
 
 def _assign(work: _Round, job: JobState) -> bool:
@@ -200,7 +220,7 @@ def _assign(work: _Round, job: JobState) -> bool:
 
     def rank(name: str) -> tuple[int, float, int, str]:
         room = work.rooms[name]
-        return (len(work.failures.get((key, name), ())), room.load, room.replicas, name)
+        return (len(work.fleet.failures.get((key, name), ())), room.load, room.replicas, name)
 
     chosen = min(able, key=rank)
     candidates = tuple(
@@ -231,7 +251,7 @@ def _unfit(job: JobState, room: _Room) -> str:
 
 def _back_off(work: _Round, job: JobState, worker: str) -> str:
     """Why a worker on which the job failed is left alone for now; empty when it is not."""
-    failures = work.failures.get(((job.tenant, job.spec.name), worker), ())
+    failures = work.fleet.failures.get(((job.tenant, job.spec.name), worker), ())
     if failures:
         wait = min(2.0 ** (len(failures) - 1), LONGEST_BACKOFF_S)
         if work.now < failures[-1] + timedelta(seconds=wait):
