@@ -42,7 +42,9 @@ from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
 from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.conductor_credentials import CredentialDesk
 from jetfleet_projections.conductor_joining import JoinDesk
+from jetfleet_projections.observing import Watcher
 from jetfleet_projections.reaper import Reaper
+from jetfleet_projections.scaler import Scaler
 
 logger = logging.getLogger("jetfleet.conductor")
 CONTROL = subjects.ALL_CONTROL.removesuffix(">")
@@ -69,11 +71,15 @@ class Conductor:
     _consumers: dict[str, dict[str, Any]] = field(default_factory=dict)
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
     reaper: Reaper = field(init=False)
+    scaler: Scaler = field(init=False)
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
         self.reaper = Reaper(self.connection, self.settings, self.stamp, lambda: self.registry,
                              lambda: self.fleet)  # fmt: skip
+        watcher = Watcher(self.connection, self.settings.shards, self.stamp.clock.monotonic,
+                          self._wake.set)  # fmt: skip
+        self.scaler = Scaler(watcher, self.stamp)
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -126,6 +132,7 @@ class Conductor:
         self._consumers.clear()
         self._heard.clear()
         self.reaper.broker_restarted()
+        self.scaler.watcher.restarted()
         self._wake.set()
 
     async def _follow(self, reader: LogReader) -> None:
@@ -146,6 +153,7 @@ class Conductor:
             return
         if event is not None and not why:
             self.fleet = evolve_fleet(self.fleet, event, seq)
+            self.scaler.heard(event)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
         self.fleet = replace(self.fleet, seq=seq, control_seq=control)
@@ -164,21 +172,38 @@ class Conductor:
             logger.exception("a round failed; trying again")
 
     async def _decide(self) -> None:
-        decisions = placement.place(Observation(self.registry, self.fleet), self.stamp.clock.now())
-        last = self.fleet.control_seq
-        for decision in decisions:
-            event, subject = self._event(decision)
-            try:
-                stored = await self.connection.store(
-                    subject, encode(event), msg_id=event.id, expect=(last, subjects.ALL_CONTROL)
-                )
-            except WrongSequence:
-                logger.info("another conductor decided first; folding its decision")
-                # Its decision (or our own, stored before a connection broke) is on its way to us.
-                self._decided_seq = last + 1
+        due = await self.scaler.look(self.registry)
+        registry, fleet = self.registry, self.fleet
+        for scaled in self.scaler.decide(due, registry, fleet, self.speeds):
+            data = scaled.data
+            subject = subjects.scaled(scaled.tenant, data.job)
+            if not await self._append(scaled, subject, fleet.control_seq):
                 return
-            last = self._decided_seq = stored.seq
+            fleet = evolve_fleet(fleet, scaled, self._decided_seq)
+            logger.info(
+                "↕ %s from %s to %d: %s", data.job, data.before, data.desired, data.why.reason
+            )
+        last = fleet.control_seq
+        for decision in placement.place(Observation(registry, fleet), self.stamp.clock.now()):
+            event, subject = self._event(decision)
+            if not await self._append(event, subject, last):
+                return
+            last = self._decided_seq
             logger.info("%s", _words(decision))
+
+    async def _append(self, event: Event, subject: str, last: int) -> bool:
+        """Store a decision unless another was made after ``last``; whether it was stored."""
+        try:
+            stored = await self.connection.store(
+                subject, encode(event), msg_id=event.id, expect=(last, subjects.ALL_CONTROL)
+            )
+        except WrongSequence:
+            logger.info("another conductor decided first; folding its decision")
+            # Its decision (or our own, stored before a connection broke) is on its way to us.
+            self._decided_seq = last + 1
+            return False
+        self._decided_seq = stored.seq
+        return True
 
     def _event(self, decision: Decision) -> tuple[Event, str]:
         why = Why(
