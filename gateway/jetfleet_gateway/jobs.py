@@ -159,6 +159,11 @@ async def patch_job(request: Request, job: str) -> Response:
     patch = (await read_model(request, Patch)).root
     client = door_of(request).live()
     present = _state(client, job).spec.model_dump(mode="json")
+    scaling = patch.get("scaling")
+    if isinstance(scaling, dict) and scaling.get("policy") not in (
+        None, present["scaling"]["policy"],
+    ):  # fmt: skip
+        del present["scaling"]  # the parameters of one policy mean nothing to another
     merged = parse(JobPut, to_json(merge_patch(present, patch)))
     await client.apply_job(_spec(client, merged, job))
     return _answer(client, job, created=False)

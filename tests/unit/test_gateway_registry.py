@@ -8,6 +8,7 @@ import pytest
 from test_gateway_fake import JOB, MODEL, FakeClient, gateway, problem, with_job
 
 from jetfleet.errors import BrokerUnavailable
+from jetfleet.scaling_specs import LagScaling, SloScaling
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet_gateway.jobs import merge_patch
 from jetfleet_gateway.responses import page_of
@@ -166,6 +167,21 @@ async def test_patching_a_job_changes_what_is_named_and_null_means_the_default()
     assert (spec["max_replicas"], spec["concurrency"]) == (4, 1)
     assert spec["labels"] == {"team": "a", "new": "c"}
     assert spec["timeout_s"] == JOB.timeout_s
+
+
+@pytest.mark.anyio
+async def test_patching_the_scaling_keeps_its_parameters_unless_the_policy_is_another() -> None:
+    job = JOB.model_copy(update={"scaling": LagScaling(threshold=4, down_window_s=9)})
+    client = await with_job(FakeClient(), job)
+    async with gateway(client) as http:
+        same = await http.patch(f"{JOBS}/echo", json={"scaling": {"threshold": 2}})
+        other = await http.patch(
+            f"{JOBS}/echo", json={"scaling": {"policy": "slo", "wait_s": 1, "lease_s": 5}}
+        )
+        foreign = await http.patch(f"{JOBS}/echo", json={"scaling": {"threshold": 2}})
+    assert same.json()["spec"]["scaling"] == LagScaling(threshold=2, down_window_s=9).model_dump()
+    assert other.json()["spec"]["scaling"] == SloScaling(wait_s=1, lease_s=5).model_dump()
+    assert foreign.status_code == 400
 
 
 @pytest.mark.anyio
