@@ -59,8 +59,9 @@ class Scaler:
             if not isinstance(job.spec.scaling, StaticScaling)
         }
         await self.watcher.follow(adaptive)
-        for key in self._pasts.keys() - adaptive.keys():
-            del self._pasts[key]
+        for kept in (self._pasts, self._raised, self._starts):
+            for key in kept.keys() - adaptive.keys():
+                del kept[key]
         now = self.watcher.monotonic()
         watches = self.watcher.watches
         due = [

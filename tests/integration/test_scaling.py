@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from inprocess import conducting, declare, working
 from jetfleet.client import Client
 from jetfleet.events import JobScaled, ReplicaAssigned
-from jetfleet.scaling_specs import LagScaling, SloScaling
+from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
 from jetfleet.settings import Settings
 from jetfleet.streams import FLEET
 from stack import until
@@ -37,6 +38,11 @@ async def numbers(client: Client, job: str = "echo") -> list[int]:
     ]
 
 
+def bursts(found: list[int]) -> list[list[int]]:
+    """The numbers between one zero and the next."""
+    return [list(burst) for up, burst in groupby(found, key=bool) if up]
+
+
 async def looked(conductor: Any, times: int = 3) -> None:
     await until(lambda at=conductor.rounds + times: conductor.rounds >= at, "it looked again")
 
@@ -45,7 +51,15 @@ def replicas(conductor: Any, *status: str) -> int:
     return sum(r.status in status for r in conductor.fleet.replicas.values())
 
 
-@pytest.mark.parametrize("policy", [QUICK, SloScaling(lease_s=0, zero_after_s=1)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        QUICK,
+        KpaScaling(stable_window_s=6, target_utilization=1),
+        SloScaling(lease_s=0, zero_after_s=1),
+    ],
+    ids=lambda policy: policy.policy,
+)
 async def test_a_job_comes_from_zero_with_its_first_invocation_and_goes_back(
     client, settings, policy
 ):
@@ -107,9 +121,15 @@ async def test_two_conductors_decide_each_number_once(client, settings):
             await until(lambda: not one.fleet.replicas, "back at zero")
         await looked(one)
         await looked(other)
-        assert await numbers(client, "sleepy") == [0, 3, 0, 3, 0]
+        found = bursts(await numbers(client, "sleepy"))
+        assert len(found) == 2
+        for burst in found:
+            top = burst.index(3)
+            assert burst[: top + 1] == sorted(burst[: top + 1])
+            assert burst[top:] == sorted(burst[top:], reverse=True)
+            assert len(set(burst)) == len(burst)
         assigned = [r async for r in client.events(FLEET) if isinstance(r.event, ReplicaAssigned)]
-        assert len(assigned) == 6
+        assert len(assigned) == 6  # three a burst
         assert one.fleet == other.fleet
 
 
@@ -128,3 +148,16 @@ async def test_a_conductor_that_comes_new_keeps_what_there_is_for_as_long_as_it_
             assert replicas(second, "ready") == 3
             await until(lambda: not second.fleet.replicas, "they go")
     assert (await numbers(client, "sleepy"))[-2:] == [3, 0]
+
+
+async def test_after_a_restart_of_the_broker_a_job_still_comes_from_zero(broker, client, settings):
+    await declare(client, **ZERO)
+    async with conducting(settings) as conductor, working(settings):
+        assert await client.run("echo", 1, wait_s=WAIT) == 1
+        await until(lambda: not conductor.fleet.replicas, "back at zero")
+        broker.kill()
+        await broker.start()
+        await until(lambda: conductor.connection.connected, "connected again")
+        await until(lambda: client.connection.connected, "the client too")
+        assert await client.run("echo", 2, wait_s=WAIT) == 2
+        await until(lambda: not conductor.fleet.replicas, "back at zero again")
