@@ -23,6 +23,7 @@ from jetfleet.stamp import Stamp
 from jetfleet_projections.observing import Watcher, observation
 
 COLD_STARTS = 8  # of the last so many is the mean taken
+TAKE_OVER_S = 2.0  # what the one that decided last leaves undone this long, another does
 LOOK_S = 0.5  # how often a job is looked at; one that had nothing to do, at its first invocation
 
 
@@ -35,6 +36,8 @@ class Scaler:
     _starts: dict[JobKey, list[float]] = field(default_factory=dict)  # heard before it is watched
     _pasts: dict[JobKey, tuple[Past, ...]] = field(default_factory=dict)
     _raised: dict[JobKey, datetime] = field(default_factory=dict)  # by another, when
+    _decider: dict[JobKey, str] = field(default_factory=dict)  # who decided last
+    _differs: dict[JobKey, datetime] = field(default_factory=dict)  # since when we would otherwise
 
     def heard(self, event: AnyEvent) -> None:
         """An event of FLEET: what another conductor decided, and how long a start took."""
@@ -42,6 +45,8 @@ class Scaler:
             starts = self._starts.setdefault((event.tenant, event.data.job), [])
             starts.append(event.data.prepare_s)
             del starts[:-COLD_STARTS]
+        if isinstance(event, JobScaled):
+            self._decider[event.tenant, event.data.job] = event.source
         if isinstance(event, JobScaled) and event.source != self.stamp.source:
             key, data = (event.tenant, event.data.job), event.data
             if data.before is None or data.desired > data.before:
@@ -59,7 +64,7 @@ class Scaler:
             if not isinstance(job.spec.scaling, StaticScaling)
         }
         await self.watcher.follow(adaptive)
-        for kept in (self._pasts, self._raised, self._starts):
+        for kept in (self._pasts, self._raised, self._starts, self._decider, self._differs):
             for key in kept.keys() - adaptive.keys():
                 del kept[key]
         now = self.watcher.monotonic()
@@ -94,6 +99,8 @@ class Scaler:
             for_s = scaling.memory_s(job.spec.scaling, seen.cold_start_s)
             if before is not None and desired < before and self._others_need(key, now, for_s):
                 desired = min(before, seen.max_replicas)
+            if before is not None and self._left_to_another(key, desired != before, now):
+                desired = before
             watch.asleep = not seen.capacity and not desired
             self._remember(key, found, desired, now, for_s)
             if desired != before:
@@ -101,15 +108,33 @@ class Scaler:
                 yield self._event(job, found, before=before, desired=desired, at=at)
 
     def _history(self, key: JobKey, before: int | None, now: datetime) -> tuple[Past, ...]:
-        """Beginning, for one that has just started, with what the log says is wanted now."""
-        if key not in self._pasts:
-            self._pasts[key] = () if before is None else (Past(now, before, before),)
+        """Beginning, for one that has just started, with what the log says is wanted now.
+
+        Empty for a job of which nothing was decided: what there is may be of another of its name.
+        """
+        if before is None:
+            self._pasts[key] = ()
+        elif key not in self._pasts:
+            self._pasts[key] = (Past(now, before, before),)
         return self._pasts[key]
 
     def _others_need(self, key: JobKey, now: datetime, for_s: float) -> bool:
         """Whether another conductor, which may have seen more, has just raised the number."""
         raised = self._raised.get(key)
         return raised is not None and now - raised < timedelta(seconds=for_s)
+
+    def _left_to_another(self, key: JobKey, differs: bool, now: datetime) -> bool:
+        """Whether a change is due that the conductor which decided last may be about to make.
+
+        With one deciding, what two see a little differently does not turn the number to and fro.
+        """
+        if not differs:
+            self._differs.pop(key, None)
+            return False
+        since = self._differs.setdefault(key, now)
+        if self._decider.get(key, self.stamp.source) == self.stamp.source:
+            return False
+        return now - since < timedelta(seconds=TAKE_OVER_S)
 
     def _remember(
         self, key: JobKey, found: ScalingDecision, desired: int, now: datetime, for_s: float

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 
-from given import at
+from given import at, created, deleted, fleet, job, joined, registry, serving
+from jetfleet.clock import Clock
+from jetfleet.fleet import FleetState
 from jetfleet.policies.observation import JobObservation, Window
 from jetfleet.policies.scaling import ScalingDecision
 from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
-from jetfleet_projections.observing import JobWatch, lengths
-from jetfleet_projections.scaler import settle
+from jetfleet.speeds import Speeds
+from jetfleet.stamp import Stamp
+from jetfleet_projections.observing import JobWatch, Watcher, lengths
+from jetfleet_projections.scaler import Scaler, settle
 
 
 def watch(*arrivals: float, since: float = 0.0) -> JobWatch:
@@ -105,3 +113,121 @@ def test_bounds_hold_whatever_was_decided_before():
     assert settle(JobObservation(at(0), 2, 9), decided(2, 0), 1) == 2
     assert settle(JobObservation(at(0), 0, 3), decided(3, 9), 5) == 3
     assert settle(JobObservation(at(0), 0, 9, queued=1), decided(1, 0), 0) == 1
+
+
+# -- deciding, with the log in between
+
+QUICK = LagScaling(down_window_s=10)
+ECHO = job("echo", replicas=0).model_copy(update={"max_replicas": 9, "scaling": QUICK})
+KEY = ("default", "echo")
+
+
+class Deciding:
+    """A scaler of one job, whose clock and queue the test moves."""
+
+    def __init__(self, name: str) -> None:
+        self.seconds = 0.0
+        clock = Clock(now=lambda: at(self.seconds), monotonic=lambda: self.seconds)
+        watcher = Watcher(None, 1, clock.monotonic, lambda: None)
+        watcher.watches[KEY] = JobWatch(0.0)
+        self.scaler = Scaler(watcher, Stamp(f"conductor/{name}", clock))
+
+    def decide(self, state: FleetState, unfinished: int, seconds: float, *declared):
+        self.seconds = seconds
+        known = registry(*(declared or [created(ECHO)]))
+        self.scaler.watcher.watches[KEY].told(unfinished, 0, seconds)
+        jobs = list(known.jobs.values())
+        return list(self.scaler.decide(jobs, known, state, Speeds()))
+
+
+def test_a_number_goes_into_the_log_when_it_changes_and_only_then():
+    one, state = Deciding("one"), fleet(joined("w1"))
+    found = []
+    for seconds in range(40):
+        if busy := 5 <= seconds < 10:
+            one.scaler.watcher.watches[KEY].arrived(seconds)
+        for event in one.decide(state, 3 if busy else 0, seconds):
+            state = fleet(event, onto=state)
+            found.append((seconds, event.data.before, event.data.desired))
+    assert found == [(0, None, 0), (5, 0, 3), (20, 3, 0)]
+
+
+def test_what_another_raised_is_kept_for_as_long_as_the_policy_looks_back():
+    one, other = Deciding("one"), Deciding("other")
+    state = fleet(joined("w1"), one.decide(fleet(), 0, 0))
+    for seconds in range(1, 30):
+        assert other.decide(state, 0, seconds) == []
+    (raised,) = one.decide(state, 4, 30)  # it has seen what the other has not
+    other.scaler.heard(raised)
+    state = fleet(raised, onto=state)
+    changes = [seconds for seconds in range(31, 60) if other.decide(state, 0, seconds)]
+    assert changes[0] == 42  # and it leaves 2 s to the one that decided last
+
+
+def test_one_that_comes_new_lets_nothing_go_that_it_may_only_not_have_seen():
+    one = Deciding("one")
+    state = fleet(joined("w1"), one.decide(fleet(), 3, 100))
+    state = fleet(*(serving(f"r{n}", "w1", ECHO) for n in range(3)), onto=state)
+    new = Deciding("new")
+    new.scaler.watcher.watches[KEY].since = 100.0
+    new.scaler.watcher.watches[KEY].asleep = False
+    assert next(seconds for seconds in range(100, 130) if new.decide(state, 0, seconds)) == 110
+
+
+def test_the_one_that_decided_last_goes_on_and_another_takes_over_when_it_does_not():
+    one, other = Deciding("one"), Deciding("other")
+    (first,) = one.decide(fleet(), 0, 0)
+    for each in (one, other):
+        each.scaler.heard(first)
+    state = fleet(joined("w1"), first)
+    assert next(second for second in range(1, 6) if other.decide(state, 2, second)) == 3
+    assert one.decide(state, 2, 1)
+
+
+def test_a_job_made_anew_inherits_no_history():
+    one = Deciding("one")
+    state = fleet(joined("w1"), one.decide(fleet(), 5, 0))
+    again = (created(ECHO), deleted("echo"), created(ECHO))
+    (event,) = one.decide(state, 0, 1, *again)
+    assert (event.data.before, event.data.desired) == (None, 0)
+
+
+@pytest.mark.parametrize("policy", [QUICK, KpaScaling(stable_window_s=10), SloScaling(lease_s=0)])
+def test_conductors_that_see_and_begin_differently_do_not_undo_each_other(policy):
+    """Two make no more turns from rising to falling than one alone, chance left aside."""
+    alone, together = (
+        sum(turns(policy, seed, starts) for seed in range(5)) for starts in ((0,), (0, 60))
+    )
+    assert together <= 1.25 * alone
+
+
+def turns(policy, seed: int, starts: tuple[int, ...]) -> int:
+    chance, eyes, spec = (
+        random.Random(seed),
+        random.Random(seed),
+        ECHO.model_copy(update={"scaling": policy}),
+    )
+    everyone = [(start, Deciding(f"c{start}")) for start in starts]
+    for start, each in everyone:
+        each.scaler.watcher.watches[KEY].since = float(start)
+    state, numbers = fleet(joined("w1", memory_mib=60_000)), []
+    for step in range(400):
+        seconds = step / 2
+        load = 4 if 20 <= seconds < 50 or 90 <= seconds < 120 else 0
+        depth = max(0, load + chance.choice((-1, 0, 0, 1))) if load else 0
+        here = [each for start, each in everyone if seconds >= start]
+        eyes.shuffle(here)
+        for each in here:
+            watched = each.scaler.watcher.watches[KEY]
+            if load:
+                watched.arrived(seconds)
+            seen = max(0, depth - eyes.choice((0, 0, 1)))  # each asks at a moment of its own
+            for event in each.decide(state, seen, seconds, created(spec)):
+                state = fleet(event, onto=state)
+                numbers.append(event.data.desired)
+                for _, other in everyone:
+                    other.scaler.heard(event)
+                fresh = [serving(f"r{step}-{n}", "w1", spec) for n in range(event.data.desired)]
+                state = replace(state, replicas=fleet(joined("w1"), *fresh).replicas)
+    ups = [b > a for a, b in pairwise(numbers) if a != b]
+    return sum(a != b for a, b in pairwise(ups))
