@@ -72,7 +72,8 @@ DELETE FROM jobs USING job_changes c WHERE c.tenant = jobs.tenant AND c.job = jo
 INSERT INTO jobs
 SELECT tenant, job, spec ->> '$.model.name', spec ->> '$.model.version', enabled,
     (spec ->> '$.min_replicas')::INTEGER, (spec ->> '$.max_replicas')::INTEGER,
-    coalesce(spec ->> '$.desired_replicas', spec ->> '$.min_replicas')::INTEGER,
+    coalesce(spec ->> '$.desired_replicas', spec ->> '$.scaling.replicas',
+        spec ->> '$.min_replicas')::INTEGER,
     (spec ->> '$.concurrency')::INTEGER, spec ->> '$.priority_class',
     created_seq, created_at, updated_seq, updated_at, spec
 FROM job_rows ORDER BY created_seq;
