@@ -101,3 +101,16 @@ def test_specs_cannot_be_changed():
 
 def test_a_model_is_referred_to_by_name_and_version():
     assert model("m", version="2").ref == "m:2"
+
+
+@pytest.mark.parametrize(
+    "image", ["python", "team/chat:3", "127.0.0.1:5000/chat", f"a.b/c@sha256:{'0' * 64}"]
+)
+def test_usual_names_of_images_are_taken(image):
+    assert ModelSpec(name="m", runtime="docker", image=image, contract="cog").image == image
+
+
+@pytest.mark.parametrize("image", ["", "NOT A REF!!", "-x", "a b", "a@sha256:123"])
+def test_what_names_no_image_is_refused(image):
+    with pytest.raises(ValidationError, match="image"):
+        ModelSpec(name="m", runtime="docker", image=image, contract="cog")
