@@ -21,6 +21,7 @@ from given import (
     lost,
     model,
     obeyed,
+    preparing,
     ready,
     registry,
     released,
@@ -281,6 +282,14 @@ def test_what_was_let_go_before_its_worker_joined_anew_is_let_go_again_once():
     declared = [created(ECHO), deleted("echo")]
     assert decide(declared, happened) == ["release r1"]
     assert decide(declared, [*happened, released("r1", "w1", "echo")]) == []
+
+
+def test_an_assignment_that_nothing_comes_of_is_taken_back_after_a_while():
+    happened = [joined("w1"), assigned("r1", "w1", ECHO)]
+    assert decide([created(ECHO)], happened, 29) == []
+    assert decide([created(ECHO)], happened, 40) == ["release r1"]
+    begun = [*happened, preparing("r1", "w1")]
+    assert decide([created(ECHO)], begun, 4000) == []
 
 
 def test_a_deleted_job_lets_all_of_its_replicas_go():
