@@ -21,7 +21,6 @@ from given import (
     lost,
     model,
     obeyed,
-    preparing,
     ready,
     registry,
     released,
@@ -272,24 +271,6 @@ def test_a_job_scaled_down_loses_those_not_yet_ready_and_then_the_youngest():
 def test_desired_replicas_say_how_many_between_the_bounds():
     spec = JobSpec(name="echo", model=model(), min_replicas=0, max_replicas=5, desired_replicas=2)
     assert decide([created(spec)], [joined("w1")]) == ["echo on w1", "echo on w1"]
-
-
-def test_what_was_let_go_before_its_worker_joined_anew_is_let_go_again_once():
-    happened = [
-        joined("w1"), serving("r1", "w1", ECHO), released("r1", "w1", "echo"),
-        joined("w1", session="s2", replicas=("r1",)),
-    ]  # fmt: skip
-    declared = [created(ECHO), deleted("echo")]
-    assert decide(declared, happened) == ["release r1"]
-    assert decide(declared, [*happened, released("r1", "w1", "echo")]) == []
-
-
-def test_an_assignment_that_nothing_comes_of_is_taken_back_after_a_while():
-    happened = [joined("w1"), assigned("r1", "w1", ECHO)]
-    assert decide([created(ECHO)], happened, 29) == []
-    assert decide([created(ECHO)], happened, 40) == ["release r1"]
-    begun = [*happened, preparing("r1", "w1")]
-    assert decide([created(ECHO)], begun, 4000) == []
 
 
 def test_a_deleted_job_lets_all_of_its_replicas_go():

@@ -104,14 +104,17 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
     work = _Round(_rooms(fleet), fleet.failures, now)
+    work.decisions += _unheard(fleet, joined, now)
+    again = {release.replica.id for release in work.decisions if isinstance(release, Release)}
     by_job: dict[JobKey, list[ReplicaState]] = {}
     for replica in fleet.replicas.values():
+        if replica.id in again:
+            continue
         if replica.key not in jobs:
             if replica.status != "releasing":
                 work.decisions.append(Release(replica, "the job was deleted"))
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
-    work.decisions += _unheard(fleet, joined, now)
     for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
         _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
     return tuple(work.decisions)
