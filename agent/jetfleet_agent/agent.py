@@ -111,6 +111,7 @@ class Agent:
         beating = asyncio.create_task(self._heartbeats())
         try:
             await self.stop.wait()
+            await pull.close()  # an assignment that comes now is for whoever follows us
             await self._leave()
         finally:
             beating.cancel()
@@ -234,9 +235,11 @@ class Agent:
             logger.warning("FLEET %d is set aside: %s", seq, error)
         else:
             addressed = message.subject.rsplit(".", 1)[1] == self.identity.name
+            if self.stop.is_set():
+                return  # unacked, it comes to whoever follows us
             if self._rejoining and isinstance(event, ReplicaAssigned):
                 return  # whether it outlives our joining is not known yet; unacked, it comes again
-            if seq > self.joined_seq and addressed and not self.stop.is_set():
+            if seq > self.joined_seq and addressed:
                 self._obey(event)
         self._soon(self.connection.publish(message.reply, b"+ACK"))
 

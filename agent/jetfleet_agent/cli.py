@@ -17,7 +17,7 @@ import typer
 from jetfleet.commands.common import State, command
 from jetfleet.connection import Connection
 from jetfleet.errors import StartupError
-from jetfleet.joining import JoinToken, labels_of
+from jetfleet.joining import SCHEMES, JoinToken, labels_of
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.subjects import is_name
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from jetfleet_agent.joining import Membership
 
 T = TypeVar("T")
-SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 Label = Annotated[list[str] | None, typer.Option("--label", help="name=value; may be repeated.")]
 Url = Annotated[str, typer.Option("--join", help="Join the fleet at this ws://, wss://, … URL.")]
 Token = Annotated[

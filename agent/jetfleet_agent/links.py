@@ -93,9 +93,7 @@ class JobLink:
             await self.connection.refresh()
 
 
-async def _ask_patiently(
-    base: Connection, worker: str, tenant: str, job: str
-) -> tuple[str, float]:
+async def _ask_patiently(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:
     """``_ask``, again for a while: we may hear of an assignment before its own conductor does."""
     loop = asyncio.get_running_loop()
     until = loop.time() + PATIENCE_S

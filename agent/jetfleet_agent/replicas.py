@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ logger = logging.getLogger("jetfleet.replica")
 STOP_GRACE_S = 5.0
 RESTARTS = 5  # in a row, without a call in between that ended well
 BACKOFF_S = 0.2
+READY_SLACK_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -71,11 +73,16 @@ class Replica:
         return {} if instance is None else {"image": instance.image, "network": instance.network}
 
     async def start(
-        self, on_lost: Callable[[Replica], Awaitable[None]], *, adopt: bool = False
+        self,
+        on_lost: Callable[[Replica], Awaitable[None]],
+        on_back: Callable[[Replica, float], Awaitable[None]],
+        *,
+        adopt: bool = False,
     ) -> None:
-        """Start the model and return when it serves; ``on_lost``: it ended and does not come back.
+        """Start the model and return when it serves.
 
-        ``adopt``: it has been started already, by the agent before this one.
+        ``on_lost``: it ended and does not come back. ``on_back``: it ended and serves again, after
+        so many seconds. ``adopt``: it has been started already, by the agent before this one.
 
         Raises:
             StartFailed: it could not be started or made ready.
@@ -86,7 +93,7 @@ class Replica:
             if adopt or self.instance is None or not self.instance.reconsider():
                 raise
             await self._start_once()
-        self._watch = asyncio.create_task(self._keep_alive(on_lost))
+        self._watch = asyncio.create_task(self._keep_alive(on_lost, on_back))
 
     async def _start_once(self, adopt: bool = False) -> None:
         model = self.spec.model
@@ -106,7 +113,8 @@ class Replica:
         self.killed_for = ""
         session = contract.session(model, instance, launch, self.spec.concurrency)
         try:
-            async with asyncio.timeout(model.startup_timeout_s):
+            # The session has the same limit, and can say what it waited for.
+            async with asyncio.timeout(model.startup_timeout_s + READY_SLACK_S):
                 await session.ready()
         except TimeoutError:
             tail = instance.tail()
@@ -125,7 +133,11 @@ class Replica:
             await session.close()
         await instance.stop(0.2)
 
-    async def _keep_alive(self, on_lost: Callable[[Replica], Awaitable[None]]) -> None:
+    async def _keep_alive(
+        self,
+        on_lost: Callable[[Replica], Awaitable[None]],
+        on_back: Callable[[Replica, float], Awaitable[None]],
+    ) -> None:
         """Start it again when its process ends; give up after some in a row."""
         while True:
             instance, session = self.instance, self.session
@@ -137,7 +149,7 @@ class Replica:
             self.changed()
             await self._discard(session, instance)
             self.restarts += 1
-            self._streak += 1
+            self._streak += not self.killed_for  # an end that we made is no crash
             logger.warning("! replica of %s %s", self.spec.name, describe_exit(status))
             try:
                 if self._streak > RESTARTS:
@@ -146,7 +158,9 @@ class Replica:
                         instance.tail(),
                     )
                 await asyncio.sleep(BACKOFF_S * 2 ** (self._streak - 1) - BACKOFF_S)
+                began = time.monotonic()
                 await self._start_once()
+                await on_back(self, time.monotonic() - began)
             except StartFailed as error:
                 self.failure = error
                 await on_lost(self)

@@ -105,20 +105,34 @@ class Serving:
         try:
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
-            await replica.start(self._on_lost, adopt=adopt)
+            await replica.start(self._on_lost, self._on_back, adopt=adopt)
         except (StartFailed, NotAssigned) as error:
             reason = error.reason if isinstance(error, StartFailed) else str(error)
             replica.failure = error if isinstance(error, StartFailed) else StartFailed(reason)
             await self._on_lost(replica)
             return
+        except Exception as error:  # a defect of ours must not leave it preparing for ever
+            logger.exception("! replica of %s broke", replica.spec.name)
+            replica.failure = StartFailed(f"the agent broke ({type(error).__name__}: {error})")
+            await self._on_lost(replica)
+            return
         took = asyncio.get_running_loop().time() - began
-        data = ReplicaReady.Data(
-            **self._facts(replica), prepare_s=round(took, 3), restarts=replica.restarts,
-            adopted=adopt, **replica.described(),
-        )  # fmt: skip
-        await self.say(ReplicaReady(**self.stamp(replica.tenant, cause=event), data=data), "ready")
+        await self._say_ready(replica, took, cause=event, adopted=adopt)
         how = "goes on" if adopt else "ready"
         logger.info("replica of %s %s in %.2f s", replica.spec.name, how, took)
+
+    async def _on_back(self, replica: Replica, took_s: float) -> None:
+        """It ended by itself and serves again."""
+        await self._say_ready(replica, took_s)
+
+    async def _say_ready(
+        self, replica: Replica, took_s: float, cause: Event | None = None, *, adopted: bool = False
+    ) -> None:
+        data = ReplicaReady.Data(
+            **self._facts(replica), prepare_s=round(took_s, 3), restarts=replica.restarts,
+            adopted=adopted, **replica.described(),
+        )  # fmt: skip
+        await self.say(ReplicaReady(**self.stamp(replica.tenant, cause=cause), data=data), "ready")
 
     def _report(self, replica: Replica, stage: str) -> None:
         """What a long start does just now, as an event."""

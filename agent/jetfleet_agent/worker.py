@@ -167,9 +167,9 @@ class JobWorker:
         known = self.tasks.get(event.data.invocation)
         if known is not None:
             known.message = message  # delivered again after a broker restart: acknowledge this one
-        elif self.draining or self._free() <= 0:
+        elif self.draining:
             self._say(message, NAK)
-        else:
+        else:  # where a slot is gone meanwhile it waits here: handing it back costs it an attempt
             self._begin(Task(self, event, message))
 
     def _begin(self, task: Task) -> None:

@@ -21,6 +21,7 @@ from jetfleet.errors import InvalidRequest, JetfleetError
 
 PREFIX = "jfj_"
 CLAIM = "jetfleet_join"  # in the JWT's part for NATS, beside its permissions
+SCHEMES = ("nats://", "tls://", "ws://", "wss://")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -105,6 +106,11 @@ class JoinToken:
         except Exception as error:  # whatever a cut or altered string makes its readers raise
             raise BadToken("this join token is not whole; copy it again") from error
         return found
+
+
+def is_token_id(text: str) -> bool:
+    """Whether it has the form of a token's id (``Terms.token``)."""
+    return re.fullmatch("[0-9a-f]{16}", text) is not None
 
 
 def new_terms(

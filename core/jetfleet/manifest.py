@@ -26,7 +26,7 @@ import yaml
 from pydantic import ValidationError
 
 from jetfleet.errors import InvalidRequest
-from jetfleet.specs import JobSpec, ModelSpec
+from jetfleet.specs import JobSpec, ModelSpec, RuntimeName
 
 KINDS = ("model", "job")
 Spec = TypeVar("Spec", ModelSpec, JobSpec)
@@ -163,6 +163,8 @@ def _model(document: Document) -> ModelSpec:
         fields["version"] = str(fields["version"])  # `version: 1` is what people write
     if isinstance(fields.get("env"), dict):
         fields["env"] = {key: str(value) for key, value in fields["env"].items()}
+    if fields.get("runtime") == RuntimeName.DOCKER:
+        return _validated(document, ModelSpec, fields)  # its files are those of the image
     if isinstance(fields.get("function"), str):
         fields["function"] = _function(document, folder, fields["function"])
     if isinstance(fields.get("command"), list):

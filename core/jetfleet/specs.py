@@ -26,6 +26,11 @@ Name = Annotated[str, StringConstraints(pattern=subjects.NAME_PATTERN, max_lengt
 Version = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
 
 
+# host:port/path:tag@sha256:digest, as https://github.com/distribution/reference has it; the engine
+# knows the fine print.
+IMAGE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"
+
+
 class Frozen(BaseModel):
     """Base of every value here: immutable, and unknown fields are errors, not silence."""
 
@@ -100,7 +105,10 @@ class ModelSpec(Frozen):
     function: str | None = Field(None, description="file.py:function, for the function contract")
     command: tuple[str, ...] | None = Field(None, description="argument list of a server process")
     image: str | None = Field(
-        None, description="container image, for the docker runtime; name@sha256:... pins it"
+        None,
+        pattern=IMAGE_PATTERN,
+        max_length=512,
+        description="container image, for the docker runtime; name@sha256:... pins it",
     )
     container: Container = Container()
     served_name: str | None = Field(

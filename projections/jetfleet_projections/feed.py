@@ -110,8 +110,8 @@ class Feed:
         Raises:
             LogChanged: found when the consumer had to be made anew.
         """
-        while not self._replies:
-            if self._broken:
+        while self._broken or not self._replies:
+            if self._broken:  # whatever waits: something may be missing among it
                 await self._open()
             else:
                 await self._wait(1, HEARTBEAT_S)

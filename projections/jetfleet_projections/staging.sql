@@ -123,7 +123,7 @@ SELECT t.seq, t.stored_at, t.subject, id, type, time, t.tenant, source, correlat
             WHEN 'queued' THEN stream IN ('true', 'false') AND timeout > 0 AND isfinite(timeout)
                 AND regexp_full_match(expires_at, '[12]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z')
                 AND expires IS NOT NULL AND coalesce(idempotency_key LIKE '"%', true)
-            WHEN 'started' THEN attempts > 0
+            WHEN 'started' THEN attempts > 0 AND run_s IS NOT NULL
             WHEN 'cancel_requested' THEN reason LIKE '"%' AND try_cast(queued_seq AS BIGINT) > 0
                 AND regexp_full_match(queued_seq, '\d+')
             WHEN 'completed' THEN true

@@ -15,7 +15,7 @@ import pytest
 
 from containers.engine import Engine
 from containers.images import Images
-from containers.test_runtime import ask, lost
+from containers.test_runtime import ask, back, lost
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed
@@ -73,7 +73,7 @@ async def test_a_replica_gets_its_gpus_by_uuid(
         async with replica_on(
             engine, images["function"], tmp_path / "r", monkeypatch, **function
         ) as replica:
-            await replica.start(lost)
+            await replica.start(lost, back)
             assert (await ask(replica, None))["env"]["NVIDIA_VISIBLE_DEVICES"] == GPU
 
 
@@ -85,7 +85,7 @@ async def test_an_engine_without_nvidias_runtime_says_what_is_missing(
         engine, images["function"], tmp_path / "r", monkeypatch, **function
     ) as replica:
         with pytest.raises(StartFailed, match="NVIDIA Container Toolkit"):
-            await replica.start(lost)
+            await replica.start(lost, back)
     assert engine.client.containers.list(all=True) == []
 
 
@@ -109,6 +109,6 @@ async def test_a_disk_that_is_full_is_said_so(
             ) as replica:  # fmt: skip
                 docker_runtime().reserve_mib = reserve
                 with pytest.raises(StartFailed, match=words):
-                    await replica.start(lost)
+                    await replica.start(lost, back)
     finally:
         await asyncio.to_thread(subprocess.run, ["umount", "-l", str(disk)], check=True)

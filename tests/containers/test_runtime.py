@@ -31,7 +31,11 @@ async def runtime(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 async def lost(replica: Replica) -> None:
-    replica.lost = True
+    raise AssertionError(f"{replica.id} is lost: {replica.failure}")
+
+
+async def back(replica: Replica, took_s: float) -> None:
+    assert took_s > 0
 
 
 class Replicas:
@@ -59,7 +63,7 @@ class Replicas:
 
     async def started(self, *args: Any, **fields: Any) -> Replica:
         replica = self.make(*args, **fields)
-        await replica.start(lost)
+        await replica.start(lost, back)
         return replica
 
 
@@ -187,7 +191,7 @@ async def test_the_next_agent_goes_on_with_it(
     first.instance = first.session = None
     replicas.made.append(again)
     assert await runtime.running() == {first.id}
-    await again.start(lost, adopt=True)
+    await again.start(lost, back, adopt=True)
     value, expected = {"echo": (5, 5), "nap": (0, 0), "count": ({"n": 1, "pause_s": 0}, [0])}[
         function
     ]

@@ -223,6 +223,47 @@ async def test_a_model_that_dies_is_started_again_and_the_next_call_works(
         assert outcome.data.error.code in ("model_exited", "attempts_exhausted")
         assert "last words" in outcome.data.error.detail
         assert await client.run("act", "fine", wait_s=WAIT) == "fine"
+        again = await fleet_says(client, ReplicaReady, job="act", restarts=1)
+        assert again.event.data.prepare_s > 0
+
+
+async def test_a_call_that_comes_while_the_model_is_ended_waits_for_it_and_loses_no_attempt(
+    client, conductor, settings
+):
+    await declare(client, "together", behaves="together", concurrency=3, retry_limit=0)
+    async with working(settings):
+        for _ in range(3):
+            hanging = await client.submit("together", 60, timeout_s=0.2)
+            assert (await hanging.outcome(WAIT)).data.error.code == "timeout"
+            outcome = await (await client.submit("together", 0)).outcome(WAIT)
+            assert isinstance(outcome, InvocationCompleted), outcome
+            assert outcome.data.attempt == 1
+        assert await fleet_types(client, ReplicaFailed) == []
+
+
+async def test_an_agent_that_was_told_to_go_leaves_assignments_to_its_successor(
+    client, conductor, settings
+):
+    async with working(settings) as agent:
+        await fleet_says(client, WorkerJoined, worker="w1")
+        agent.stop.set()
+        await fleet_says(client, WorkerLeft, worker="w1")
+        await declare(client)
+        async with working(settings):
+            assert await client.run("echo", 1, wait_s=WAIT) == 1
+
+
+async def test_what_breaks_in_the_agent_is_told_as_a_failed_replica(
+    client, conductor, settings, monkeypatch
+):
+    async def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("jetfleet_agent.replicas.Replica.start", broken)
+    await declare(client)
+    async with working(settings):
+        failed = await fleet_says(client, ReplicaFailed, worker="w1", job="echo")
+        assert "KeyError: 'a defect'" in failed.event.data.reason
 
 
 async def test_what_runs_longer_than_the_lease_is_not_given_to_another(client, conductor, settings):

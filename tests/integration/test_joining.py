@@ -17,7 +17,7 @@ from jetfleet import access, joining, jwt, subjects
 from jetfleet.client import Client
 from jetfleet.connection import Connection
 from jetfleet.events import WorkerAdmitted, WorkerDraining, WorkerJoined, WorkerTokenRevoked, encode
-from jetfleet.joining import BadToken, JoinToken
+from jetfleet.joining import JoinToken
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -157,8 +157,15 @@ async def test_without_renewal_the_broker_ends_the_connection(broker, tmp_path):
             await until(lambda: not connection.connected, "it is put out")
         finally:
             await connection.close()
-        with pytest.raises(JoinRefused, match="not expired"):
-            await place_with_nothing(place).connect()
+
+        async def refused() -> bool:  # the broker puts out within the second before the end
+            try:
+                await (await place_with_nothing(place).connect()).close()
+            except JoinRefused as error:
+                return "not expired" in str(error)
+            return False
+
+        await until(refused, "the credentials have ended")
 
 
 def place_with_nothing(place: Membership) -> Membership:
@@ -389,9 +396,3 @@ async def test_a_token_of_an_admitted_worker_is_needed_for_the_rights_on_its_job
             )
         )
     assert "not assigned" in answer["error"]
-
-
-@pytest.mark.parametrize("text", ["", "hello", "jfj_", "jfj_e30", "jfj_%%%", "jfj_bnVsbA"])
-def test_what_is_no_token_is_said_to_be_none(text):
-    with pytest.raises(BadToken):
-        JoinToken.parse(text)

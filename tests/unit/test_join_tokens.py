@@ -177,3 +177,9 @@ def test_a_worker_that_was_admitted_cannot_claim_more_under_any_key():
 def test_admissions_and_revocations_count_as_decisions():
     state = fleet(admitted("w1", "t1"), token_revoked("t1"))
     assert (state.seq, state.control_seq) == (2, 2)
+
+
+@pytest.mark.parametrize("text", ["", "hello", "jfj_", "jfj_e30", "jfj_%%%", "jfj_bnVsbA"])
+def test_what_is_no_token_is_said_to_be_none(text):
+    with pytest.raises(BadToken):
+        JoinToken.parse(text)

@@ -142,3 +142,14 @@ def test_mistakes_name_file_line_and_field(folder: Path, text: str, message: str
 def test_a_file_that_cannot_be_read_says_why(folder: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"cannot read .*none\.yaml: No such file"):
         read_manifest(folder / "none.yaml", lambda *_: None)
+
+
+def test_files_of_a_model_in_a_container_are_those_of_its_image(tmp_path):
+    (tmp_path / "serve").write_text("not the one in the image")
+    text = (
+        "kind: model\nname: a\nruntime: docker\nimage: a/b:1\nfunction: /app/model.py:f\n---\n"
+        "kind: model\nname: b\nruntime: docker\nimage: a/b:1\ncontract: sagemaker\n"
+        "command: [serve]\n"
+    )
+    first, second = read(tmp_path, text).models
+    assert (first.function, second.command) == ("/app/model.py:f", ("serve",))

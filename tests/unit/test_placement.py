@@ -273,16 +273,6 @@ def test_desired_replicas_say_how_many_between_the_bounds():
     assert decide([created(spec)], [joined("w1")]) == ["echo on w1", "echo on w1"]
 
 
-def test_what_was_let_go_before_its_worker_joined_anew_is_let_go_again_once():
-    happened = [
-        joined("w1"), serving("r1", "w1", ECHO), released("r1", "w1", "echo"),
-        joined("w1", session="s2", replicas=("r1",)),
-    ]  # fmt: skip
-    declared = [created(ECHO), deleted("echo")]
-    assert decide(declared, happened) == ["release r1"]
-    assert decide(declared, [*happened, released("r1", "w1", "echo")]) == []
-
-
 def test_a_deleted_job_lets_all_of_its_replicas_go():
     happened = [joined("w1"), serving("r1", "w1", ECHO), assigned("r2", "w1", ECHO)]
     assert decide([created(ECHO), deleted("echo")], happened) == ["release r1", "release r2"]

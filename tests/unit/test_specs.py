@@ -119,3 +119,16 @@ def test_a_fixed_number_of_replicas_is_declared_once_and_within_bounds():
         declared(scaling={"policy": "static", "replicas": 4})
     with pytest.raises(ValidationError, match="scaling lag decides it"):
         declared(desired_replicas=2, scaling={"policy": "lag"})
+
+
+@pytest.mark.parametrize(
+    "image", ["python", "team/chat:3", "127.0.0.1:5000/chat", f"a.b/c@sha256:{'0' * 64}"]
+)
+def test_usual_names_of_images_are_taken(image):
+    assert ModelSpec(name="m", runtime="docker", image=image, contract="cog").image == image
+
+
+@pytest.mark.parametrize("image", ["", "NOT A REF!!", "-x", "a b", "a@sha256:123"])
+def test_what_names_no_image_is_refused(image):
+    with pytest.raises(ValidationError, match="image"):
+        ModelSpec(name="m", runtime="docker", image=image, contract="cog")

@@ -108,8 +108,10 @@ class CogSession(HttpSession):
         if status not in ENDED:
             return
         tail = "\n".join(self._instance.tail())
+        # Stopping it closes this session, and this very call with it: say why beforehand.
+        self._why_ended = ModelExited(f"the model in the server ended ({status})", tail)
         await asyncio.shield(self._instance.stop(0))
-        raise ModelExited(f"the model in the server ended ({status}); the server was stopped", tail)
+        raise self._why_ended
 
     # -- one call
 

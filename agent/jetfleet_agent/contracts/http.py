@@ -82,6 +82,7 @@ class HttpSession:
         self._limit = max_output_bytes
         self._calls: dict[str, asyncio.Task[bytes]] = {}
         self._closed = False
+        self._why_ended: ModelExited | None = None  # when we ended it ourselves
         self._http = aiohttp.ClientSession(
             f"http://{instance.host}:{self._port}",
             connector=aiohttp.TCPConnector(
@@ -247,6 +248,8 @@ class HttpSession:
             raise self._exited()
 
     def _exited(self) -> ModelExited:
+        if self._why_ended is not None:
+            return self._why_ended
         status = describe_exit(self._instance.exited.result())
         return ModelExited(f"the server {status}", "\n".join(self._instance.tail()))
 

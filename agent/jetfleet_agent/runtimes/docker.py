@@ -62,6 +62,7 @@ class DockerRuntime:
     _enters: bool = field(default_factory=netns.may_enter)
     _as_root: set[str] = field(default_factory=set)  # ids of images that do not run as nobody
     _pulls: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _images: dict[str, str] = field(default_factory=dict)  # id of the image, by replica
 
     async def start(self, launch: Launch, place: Place) -> Container:
         """Get the image and start a container of it.
@@ -70,7 +71,12 @@ class DockerRuntime:
             StartFailed: no engine, no image, no room, or it refuses to start; with the cause.
         """
         try:
-            image = await self._image(place)
+            # A replica that is started again is what it was, whatever its tag means by now.
+            before = self._images.get(place.replica, "")
+            image = await self._inspect(before) if before else None
+            if image is None:
+                image = await self._image(place)
+            self._images[place.replica] = image["Id"]
             return await self._start(launch, place, image)
         except EngineAway as error:
             raise StartFailed(f"cannot run {place.model.image}: {error}") from error
@@ -233,6 +239,7 @@ class DockerRuntime:
             if not found["State"]["Running"] or labels.get(hard.OWNER_LABEL) != place.owner:
                 return None
             container = self._container(found)
+            self._images[place.replica] = found["Image"]
             token = _token(found)
             if token:
                 launch = launch._replace(env={**launch.env, "JETFLEET_TOKEN": token})

@@ -249,6 +249,8 @@ def worker_token(  # noqa: PLR0917 - a command's options are its parameters
     from jetfleet import access, joining
     from jetfleet.secrets import Secrets
 
+    if url and not url.startswith(joining.SCHEMES):
+        raise InvalidRequest(f"--url {url!r}: it must begin with {', '.join(joining.SCHEMES)}")
     settings, now = state.settings(), int(time.time())
     terms = joining.new_terms(
         now,
@@ -272,20 +274,15 @@ def worker_token(  # noqa: PLR0917 - a command's options are its parameters
 
 
 async def _revoke(state: State, token: str) -> None:
-    from pydantic import ValidationError
-
-    from jetfleet import subjects
+    from jetfleet import joining, subjects
     from jetfleet.events import WorkerTokenRevoked, encode
     from jetfleet.stamp import Stamp
 
+    if not joining.is_token_id(token):
+        raise InvalidRequest(f"{token!r} is no id of a token; give that, not the token")
     async with connected(state) as client:
         stamp = Stamp("cli")
-        try:
-            data = WorkerTokenRevoked.Data(token=token)
-        except ValidationError as error:
-            raise InvalidRequest(f"{token!r} is no id of a token; give that, not the token") from (
-                error
-            )
+        data = WorkerTokenRevoked.Data(token=token)
         event = WorkerTokenRevoked(**stamp(client.settings.tenant), data=data)
         await client.connection.store(subjects.revoked(token), encode(event), msg_id=event.id)
     if state.as_json:

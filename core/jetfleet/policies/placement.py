@@ -23,6 +23,7 @@ NAME = "least-loaded"
 VERSION = 2
 RESERVED_MIB = 512  # of each worker's memory: the system and the agent itself
 LONGEST_BACKOFF_S = 60.0
+UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it hears
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +105,36 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
     work = _Round(_rooms(fleet), fleet, now)
+    work.decisions += _unheard(fleet, joined, now)
+    again = {release.replica.id for release in work.decisions if isinstance(release, Release)}
     by_job: dict[JobKey, list[ReplicaState]] = {}
     for replica in fleet.replicas.values():
+        if replica.id in again:
+            continue
         if replica.key not in jobs:
             if replica.status != "releasing":
                 work.decisions.append(Release(replica, "the job was deleted"))
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
-    work.decisions += _unheard(fleet, joined)
     for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
         _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
     return tuple(work.decisions)
 
 
-def _unheard(fleet: FleetState, joined: Collection[str]) -> Iterable[Release]:
-    """A worker that joined anew and kept a replica hears only what is decided after that."""
+def _unheard(fleet: FleetState, joined: Collection[str], now: datetime) -> Iterable[Release]:
+    """Decisions that their worker seems not to have heard.
+
+    A worker that joined anew and kept a replica hears only what is decided after that. And an
+    assignment that nothing comes of is taken back, so that it is made again.
+    """
     for replica in fleet.replicas.values():
-        known = replica.worker in joined and replica.status == "releasing"
-        if known and replica.released_seq < fleet.workers[replica.worker].joined_seq:
-            yield Release(replica, "it was let go before its worker joined anew")
+        if replica.worker not in joined:
+            continue
+        if replica.status == "releasing":
+            if replica.released_seq < fleet.workers[replica.worker].joined_seq:
+                yield Release(replica, "it was let go before its worker joined anew")
+        elif replica.status == "assigned" and now - replica.assigned_at > UNBEGUN:
+            yield Release(replica, f"its worker did not begin within {UNBEGUN.seconds} s")
 
 
 def _rooms(fleet: FleetState) -> dict[str, _Room]:
