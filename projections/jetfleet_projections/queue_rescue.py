@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
@@ -33,14 +33,18 @@ class Missing:
     body: bytes
 
 
-async def rescue(connection: Connection, scans: Sequence[QueueScan], since: timedelta) -> int:
-    """Put back what is missing of the last ``since``; returns how many.
+async def rescue(
+    connection: Connection, scans: Sequence[QueueScan], since: timedelta, now: datetime
+) -> int:
+    """Put back what is missing of the last ``since`` before ``now``; returns how many.
+
+    What was younger than ``UNSETTLED`` at ``now`` is left alone.
 
     Reads the log first and the queues after it, so that what finishes or arrives meanwhile is
     seen; putting one back twice changes nothing (message id), and running one twice still has one
     outcome that counts.
     """
-    start = datetime.now(UTC) - since
+    start = now - since
     open_: dict[tuple[str, str, str], Record] = {}
     filters = (
         subjects.ALL_QUEUED,
@@ -51,7 +55,7 @@ async def rescue(connection: Connection, scans: Sequence[QueueScan], since: time
             _follow(open_, message)
     for scan in scans:
         await scan.refresh()
-    missing = [m for record in open_.values() if (m := _missing(record, scans)) is not None]
+    missing = [m for record in open_.values() if (m := _missing(record, scans, now))]
     count = 0
     for one in missing:
         if await _still_open(connection, one):
@@ -86,9 +90,9 @@ def _key(event: InvocationQueued | OutcomeEvent) -> tuple[str, str, str]:
     return (event.tenant, event.data.job, event.data.invocation)
 
 
-def _missing(record: Record, scans: Sequence[QueueScan]) -> Missing | None:
+def _missing(record: Record, scans: Sequence[QueueScan], now: datetime) -> Missing | None:
     event = record.event
-    if not isinstance(event, InvocationQueued) or datetime.now(UTC) - record.time < UNSETTLED:
+    if not isinstance(event, InvocationQueued) or now - record.time < UNSETTLED:
         return None
     shard = int(record.subject.split(".")[2])
     if shard >= len(scans) or event.data.invocation in scans[shard].by_invocation:

@@ -101,7 +101,7 @@ class Reaper:
             await scan.refresh(None if self._cancels else LOOK_S)
         due = self._rescue_at
         if due is not None and due <= datetime.now(UTC):
-            await rescue(self.connection, self.scans, RESCUE_SINCE)
+            await rescue(self.connection, self.scans, RESCUE_SINCE, datetime.now(UTC))
             if self._rescue_at == due:  # no other restart meanwhile
                 self._rescue_at = None
         for scan in self.scans:

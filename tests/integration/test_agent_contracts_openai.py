@@ -324,7 +324,7 @@ async def main():
     async with serving(server("--fork")) as model:
         helper = next(line for line in model.instance.tail() if line.startswith("helper"))
         print(model.instance.pid, helper.split()[1], flush=True)
-        await asyncio.sleep(60)
+        await asyncio.to_thread(sys.stdin.read)  # until the test ends
 
 asyncio.run(main())
 """
@@ -335,6 +335,7 @@ async def test_killed_agent_leaves_neither_the_server_nor_its_helpers() -> None:
         sys.executable,
         "-c",
         AGENT.format(tests=str(MODELS.parent)),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     assert agent.stdout is not None

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are Linux")
-
 # Runs three programs under guard and supervisor. Each writes "<name> <pid>" to the folder's
 # `started`, and its name to `stopped` when it gets SIGTERM. The middle one has a child of its own
 # in another session, as an agent's model has.

@@ -297,7 +297,10 @@ async def test_a_restart_of_the_broker_is_nobodys_silence(broker, client, settin
     async with conducting(settings) as conductor, pretending(settings, "w1"):
         await assigned(client, 1)
         broker.kill()
-        await asyncio.sleep(3.5)  # longer than a worker may be silent
+        await until(lambda: not conductor.connection.connected, "the broker is away")
+        conductor._heard["w1"] = float("-inf")  # as if for much longer than a worker may be silent
+        before = conductor.rounds
+        await until(lambda: conductor.rounds > before + 1, "it has looked meanwhile")
         await broker.start()
         await until(lambda: conductor.connection.connected, "connected again")
         await settled(conductor)

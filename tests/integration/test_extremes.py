@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -19,7 +18,7 @@ from jetfleet.errors import BeyondLimits, EventUnreadable, InvalidRequest, Invoc
 from jetfleet.events import encode
 from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec
-from jetfleet_projections.queue_rescue import rescue
+from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import QueueScan
 from models.extremes import nest
 from models.serving import function
@@ -185,9 +184,10 @@ async def test_a_queued_event_that_cannot_be_read_is_named_and_not_run(client, s
         with pytest.raises(EventUnreadable, match=r"nor run.*recursion limit"):
             await ask(invocation)
     async with connected(settings) as owner:
-        await asyncio.sleep(1.1)  # a rescue leaves what is younger than a second alone
         scans = [QueueScan(owner, n) for n in range(settings.shards)]
-        assert await rescue(owner, scans, timedelta(minutes=2)) == 0
+        assert (
+            await rescue(owner, scans, timedelta(minutes=2), datetime.now(UTC) + 2 * UNSETTLED) == 0
+        )
 
 
 async def test_an_outcome_that_cannot_be_read_is_said_and_its_call_not_put_back(
@@ -211,9 +211,10 @@ async def test_an_outcome_that_cannot_be_read_is_said_and_its_call_not_put_back(
     async with connected(settings) as owner:
         await owner.api(f"STREAM.PURGE.{queue_of('echo', settings)}", {})
         assert await depth(owner, queue_of("echo", settings)) == 0
-        await asyncio.sleep(1.1)  # a rescue leaves what is younger than a second alone
         scans = [QueueScan(owner, n) for n in range(settings.shards)]
-        assert await rescue(owner, scans, timedelta(minutes=2)) == 0
+        assert (
+            await rescue(owner, scans, timedelta(minutes=2), datetime.now(UTC) + 2 * UNSETTLED) == 0
+        )
 
 
 async def test_a_garbled_chunk_breaks_no_listener(client, put, fleet):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inprocess import conducting, declare, working
+from jetfleet import subjects
 from jetfleet.client import Client
 from jetfleet.errors import QueryUnavailable
 from jetfleet.events import (
@@ -154,7 +155,11 @@ async def test_a_driver_that_hangs_costs_no_heartbeat_and_no_work(running, clien
 
     await until(without_gpus, "a heartbeat without GPU telemetry")
     assert await client.run("one", 0, wait_s=30) == "GPU-0"
-    await asyncio.sleep(4)  # longer than the silence that means a lost worker
+    beats: asyncio.Queue[Any] = asyncio.Queue()
+    await client.connection.subscribe(subjects.telemetry("a"), beats.put_nowait)
+    async with asyncio.timeout(60):
+        for _ in range(5):  # a second and a half apart: longer than a worker may be silent
+            await beats.get()
     said = [r.event async for r in client.events(FLEET, start=start)]
     assert [event for event in said if not isinstance(event, ReplicaReady)] == []
     fake.set(count=1, memory_mib=40_000)

@@ -17,7 +17,6 @@ from jetfleet.client import Client
 from jetfleet.events import ReplicaReady, WorkerJoined
 from jetfleet.logs import Line, LogFeed
 from jetfleet.settings import Settings
-from jetfleet_agent import logs
 from stack import fleet_says, until
 
 pytestmark = pytest.mark.anyio
@@ -142,8 +141,9 @@ async def test_nothing_is_sent_when_nobody_listens(client, settings, monkeypatch
         assert replica.instance.output.listeners == []
         heard.clear()
         await client.run("says", ["two"], wait_s=WAIT)
-        await asyncio.sleep(3 * logs.EVERY_S)
-        assert heard == []
+        await agent.jobs["default", "says"].link.connection.flush()  # no feed is left to send later
+        await listener.flush()
+        assert (heard, agent.logs.feeds) == ([], {})
 
 
 @pytest.mark.parametrize("request_", [{}, {"for_s": "x"}, {"tenant": 1, "for_s": -5}, {"job": []}])

@@ -18,7 +18,7 @@ from jetfleet.connection import Connection
 from jetfleet.errors import InvocationCancelled, InvocationExpired
 from jetfleet.events import OUTCOMES, InvocationCancelRequested, encode
 from jetfleet.settings import Settings
-from jetfleet_projections.queue_rescue import rescue
+from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import QueueScan
 from stack import started, until
 
@@ -197,8 +197,10 @@ async def test_a_queued_event_that_claims_another_tenants_job_expires_and_runs_n
         forged = given.queued(victim.invocation, input="theirs")  # says tenant default, expired
         assert forged.data.expires_at < datetime.now(UTC)
         await rival.store(subjects.queued(shard, "rival", "echo"), encode(forged), msg_id="forged")
-        await asyncio.sleep(1.1)  # a rescue leaves what is younger than a second alone
-        async with conducting(settings):
+        async with conducting(settings) as conductor:
+            await until(
+                lambda: conductor.reaper._rescue_at is None, "it looked for what is missing"
+            )
             marker = await client.submit("echo", "marker", ttl_s=0.2)
             with pytest.raises(InvocationExpired):
                 await marker.output(WAIT)
@@ -244,10 +246,11 @@ async def test_what_is_missing_from_its_queue_is_put_back_once_and_run(client, s
     handle = await client.submit("echo", {"a": None})
     async with connected(settings) as owner:
         await _lose(owner, settings, handle)
-        assert await rescue(owner, await _scans(owner, settings), SINCE) == 0  # may be on its way
-        await asyncio.sleep(1.1)  # now it should have arrived
-        assert await rescue(owner, await _scans(owner, settings), SINCE) == 1
-        assert await rescue(owner, await _scans(owner, settings), SINCE) == 0
+        stored = (await client.find(handle.invocation)).queued_at
+        early, late = stored + UNSETTLED / 2, stored + 2 * UNSETTLED
+        assert await rescue(owner, await _scans(owner, settings), SINCE, early) == 0  # on its way
+        assert await rescue(owner, await _scans(owner, settings), SINCE, late) == 1
+        assert await rescue(owner, await _scans(owner, settings), SINCE, late) == 0
         assert await depth(owner, queue_of("echo", settings)) == 1
     async with conducting(settings), working(settings):
         assert await handle.output(WAIT) == {"a": None}
@@ -261,9 +264,9 @@ async def test_what_has_an_outcome_or_is_in_its_queue_is_not_put_back(client, se
         await done.outcome(WAIT)
         await emptied(client, settings)
     waiting = await client.submit("echo", 2)
-    await asyncio.sleep(1.1)
+    later = (await client.find(waiting.invocation)).queued_at + 2 * UNSETTLED
     async with connected(settings) as owner:
-        assert await rescue(owner, await _scans(owner, settings), SINCE) == 0
+        assert await rescue(owner, await _scans(owner, settings), SINCE, later) == 0
         assert await depth(owner, queue_of("echo", settings)) == 1
     assert (await client.find(waiting.invocation)).state == "queued"
 
@@ -273,8 +276,7 @@ async def test_a_conductor_that_starts_puts_back_what_is_missing(client, setting
     handle = await client.submit("echo", 1)
     async with connected(settings) as owner:
         await _lose(owner, settings, handle)
-    await asyncio.sleep(1.1)
-    async with conducting(settings), working(settings):
+    async with conducting(settings), working(settings):  # it looks once all that was is settled
         assert await handle.output(WAIT) == 1
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from jetfleet.specs import ModelSpec
 from jetfleet_agent.contracts import (
-    MAX_OUTPUT_BYTES,
     Call,
     CallCancelled,
     InvalidOutput,
@@ -25,10 +23,10 @@ from jetfleet_agent.contracts import (
 from jetfleet_agent.contracts.http import (
     PROBE,
     RETRY_WAIT_S,
+    HttpContract,
     HttpSession,
     beginning,
     dump,
-    launch_server,
     parse,
     refusal,
     words,
@@ -44,23 +42,6 @@ BUSY_WAIT_S, BUSY_WAIT_MAX_S = 0.001, 0.05  # a slot becomes free up to 7 ms aft
 BUSY_LOOK_S = 0.25  # after so long without a free slot, see whether the model still lives
 CANCEL_TRIES, CANCEL_WAIT_S = 50, 0.02  # a cancellation may overtake its call
 EVENTS, JSON = "text/event-stream", "application/json"
-
-
-class CogContract:
-    """Starts the image's own server, or the model's command; ``PORT`` says where to listen."""
-
-    def __init__(self, max_output_bytes: int = MAX_OUTPUT_BYTES) -> None:
-        self._max_output_bytes = max_output_bytes
-
-    def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
-        """The server's command line; a process runs in the agent's own directory."""
-        return launch_server(model, USUAL_PORT)
-
-    def session(
-        self, model: ModelSpec, instance: Instance, launch: Launch, concurrency: int
-    ) -> CogSession:
-        """The session of a server that was told ``launch.port``."""
-        return CogSession(model, instance, launch, self._max_output_bytes)
 
 
 class CogSession(HttpSession):
@@ -242,6 +223,13 @@ class CogSession(HttpSession):
         for task in self._telling:
             task.cancel()
         await super().close()
+
+
+class CogContract(HttpContract):
+    """See ``HttpContract``."""
+
+    usual_port = USUAL_PORT
+    session_type = CogSession
 
 
 def _hand_on(text: bytes, call: Call) -> None:

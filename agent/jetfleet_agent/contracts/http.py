@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 import aiohttp
 
 from jetfleet.specs import ModelSpec, RuntimeName
 from jetfleet_agent.contracts import (
+    MAX_OUTPUT_BYTES,
     Call,
     CallCancelled,
     InvalidOutput,
@@ -64,7 +67,7 @@ def launch_server(
     return Launch(argv, env={**model.env, "PORT": str(port)}, port=port)
 
 
-class HttpSession:
+class HttpSession(ABC):
     """One pool of connections to one server; a contract says how to probe and how to call it.
 
     Closing a connection is how a call is given up; whether that stops the server's work is for the
@@ -94,16 +97,16 @@ class HttpSession:
 
     # -- for a contract to define
 
+    @abstractmethod
     async def _probe(self) -> str | None:
         """None when the server serves; else what it was asked and what it said.
 
         Connections that fail are no news. Raises StartFailed when it will never serve.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def _request(self, call: Call) -> bytes:
         """The JSON text of the output; ``aiohttp.ClientError`` when the connection broke."""
-        raise NotImplementedError
 
     # -- Session
 
@@ -274,6 +277,27 @@ async def _told_of_breaks(
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise ConnectionBroke(str(error) or type(error).__name__) from error
+
+
+class HttpContract:
+    """Starts the image's own server, or the model's command; ``PORT`` says where to listen."""
+
+    usual_port: ClassVar[int]
+    usual_arguments: ClassVar[tuple[str, ...]] = ()  # of a container without a command
+    session_type: ClassVar[type[HttpSession]]
+
+    def __init__(self, max_output_bytes: int = MAX_OUTPUT_BYTES) -> None:
+        self._max_output_bytes = max_output_bytes
+
+    def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
+        """The server's command line; a process runs in the agent's own directory."""
+        return launch_server(model, self.usual_port, self.usual_arguments)
+
+    def session(
+        self, model: ModelSpec, instance: Instance, launch: Launch, concurrency: int
+    ) -> HttpSession:
+        """The session of a server that was told ``launch.port``."""
+        return self.session_type(model, instance, launch, self._max_output_bytes)
 
 
 async def beginning(response: aiohttp.ClientResponse, limit: int) -> bytes:

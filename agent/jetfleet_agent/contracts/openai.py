@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from jetfleet.specs import ModelSpec
-from jetfleet_agent.contracts import MAX_OUTPUT_BYTES, Call, InvalidOutput, ModelError
+from jetfleet_agent.contracts import Call, InvalidOutput, ModelError
 from jetfleet_agent.contracts.assembly import Assembly
 from jetfleet_agent.contracts.http import (
+    HttpContract,
     HttpSession,
     dump,
-    launch_server,
     parse,
     refusal,
     reported,
 )
 from jetfleet_agent.contracts.sse import EventReader, EventTooLarge
-from jetfleet_agent.runtimes import Instance, Launch
 
 USUAL_PORT = 8000
 
@@ -38,23 +35,6 @@ def path_of(body: Any) -> str:
         "the input of a model with the openai contract is an object with 'messages' (chat),"
         " 'prompt' (completion) or 'input' (embeddings)"
     )
-
-
-class OpenAIContract:
-    """Starts the model's command; ``{port}`` in an argument, and ``PORT``, say where to listen."""
-
-    def __init__(self, max_output_bytes: int = MAX_OUTPUT_BYTES) -> None:
-        self._max_output_bytes = max_output_bytes
-
-    def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
-        """The server's command line; a process runs in the agent's own directory."""
-        return launch_server(model, USUAL_PORT)
-
-    def session(
-        self, model: ModelSpec, instance: Instance, launch: Launch, concurrency: int
-    ) -> OpenAISession:
-        """The session of a server that was told ``launch.port``."""
-        return OpenAISession(model, instance, launch, self._max_output_bytes)
 
 
 class OpenAISession(HttpSession):
@@ -145,3 +125,10 @@ class OpenAISession(HttpSession):
             if call.on_chunk is not None:
                 call.on_chunk(data)
         return False
+
+
+class OpenAIContract(HttpContract):
+    """See ``HttpContract``."""
+
+    usual_port = USUAL_PORT
+    session_type = OpenAISession

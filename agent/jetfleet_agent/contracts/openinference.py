@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jetfleet.specs import ModelSpec
-from jetfleet_agent.contracts import MAX_OUTPUT_BYTES, Call, InvalidOutput, ModelError
+from jetfleet_agent.contracts import Call, InvalidOutput, ModelError
 from jetfleet_agent.contracts.http import (
+    HttpContract,
     HttpSession,
     dump,
-    launch_server,
     parse,
     refusal,
     reported,
 )
-from jetfleet_agent.runtimes import Instance, Launch
 
 USUAL_PORT = 8080
-
-
-class OpenInferenceContract:
-    """Starts the image's own server, or the model's command; ``PORT`` says where to listen."""
-
-    def __init__(self, max_output_bytes: int = MAX_OUTPUT_BYTES) -> None:
-        self._max_output_bytes = max_output_bytes
-
-    def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
-        """The server's command line; a process runs in the agent's own directory."""
-        return launch_server(model, USUAL_PORT)
-
-    def session(
-        self, model: ModelSpec, instance: Instance, launch: Launch, concurrency: int
-    ) -> OpenInferenceSession:
-        """The session of a server that was told ``launch.port``."""
-        return OpenInferenceSession(model, instance, launch, self._max_output_bytes)
 
 
 class OpenInferenceSession(HttpSession):
@@ -82,6 +62,13 @@ class OpenInferenceSession(HttpSession):
         if isinstance(document, dict) and document.get("error"):
             raise reported(document["error"])
         return output
+
+
+class OpenInferenceContract(HttpContract):
+    """See ``HttpContract``."""
+
+    usual_port = USUAL_PORT
+    session_type = OpenInferenceSession
 
 
 def request_of(call: Call) -> bytes:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from jetfleet.specs import ModelSpec
-from jetfleet_agent.contracts import MAX_OUTPUT_BYTES, Call, InvalidOutput
+from jetfleet_agent.contracts import Call, InvalidOutput
 from jetfleet_agent.contracts.http import (
+    HttpContract,
     HttpSession,
     dump,
-    launch_server,
     parse,
     refusal,
     reported,
@@ -26,23 +25,6 @@ USUAL_ARGUMENTS = ("serve",)
 EVENTS = "text/event-stream"
 LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjson")
 JSON = "application/json"
-
-
-class SageMakerContract:
-    """Starts the image with ``serve``, or the model's command; ``PORT`` says where to listen."""
-
-    def __init__(self, max_output_bytes: int = MAX_OUTPUT_BYTES) -> None:
-        self._max_output_bytes = max_output_bytes
-
-    def launch(self, model: ModelSpec, concurrency: int, workdir: Path) -> Launch:
-        """The server's command line; a process runs in the agent's own directory."""
-        return launch_server(model, USUAL_PORT, USUAL_ARGUMENTS)
-
-    def session(
-        self, model: ModelSpec, instance: Instance, launch: Launch, concurrency: int
-    ) -> SageMakerSession:
-        """The session of a server that was told ``launch.port``."""
-        return SageMakerSession(model, instance, launch, self._max_output_bytes)
 
 
 class SageMakerSession(HttpSession):
@@ -116,6 +98,14 @@ class SageMakerSession(HttpSession):
             if call.stream and call.on_chunk is not None:
                 call.on_chunk(text)
         return b"[" + b",".join(texts) + b"]"
+
+
+class SageMakerContract(HttpContract):
+    """See ``HttpContract``."""
+
+    usual_port = USUAL_PORT
+    usual_arguments = USUAL_ARGUMENTS
+    session_type = SageMakerSession
 
 
 async def _events(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:

@@ -62,6 +62,7 @@ class Container:
     output: Tail = field(default_factory=Tail)
     _loop: asyncio.AbstractEventLoop = field(init=False)
     _removing: asyncio.Future[None] | None = None
+    _over: threading.Event = field(default_factory=threading.Event)  # nobody needs its output
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -133,6 +134,7 @@ class Container:
             if self.own_network:
                 await self._try(lambda api: api.remove_network(name_of(self.replica)))
         finally:
+            self._over.set()
             if self.channel is not None:
                 self.channel.close()
             if not self.exited.done():
@@ -166,7 +168,7 @@ class Container:
                 self._tell(status_of(state))
                 return
             tail = 0
-            time.sleep(LOOK_AGAIN_S)
+            self._over.wait(LOOK_AGAIN_S)  # the engine may be back then; we are not on the loop
 
     def _read(self, api: docker.APIClient, tail: int) -> None:
         read, since = 0, time.monotonic()
@@ -177,7 +179,9 @@ class Container:
                 return  # the loop is closed
             read += len(piece)
             if read > OUTPUT_BYTES_PER_S:
-                time.sleep(max(0.0, 1.0 - (time.monotonic() - since)))
+                # Read no faster than allowed; what is not read stays with the engine.
+                if self._over.wait(max(0.0, 1.0 - (time.monotonic() - since))):
+                    return
                 read, since = 0, time.monotonic()
 
     def _tell(self, status: int) -> None:
