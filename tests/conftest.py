@@ -7,16 +7,27 @@ import socket
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
 
+if TYPE_CHECKING:  # fixtures import what they start, so that a test needs no more than it uses
+    from jetfleet.client import Client
+    from jetfleet.connection import Connection
+    from jetfleet_projections.conductor import Conductor
+    from jetfleet_projections.service import Service
+    from jetfleet_projections.warehouse import Warehouse
 
-@pytest.fixture
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Integration tests run on asyncio; mark them ``@pytest.mark.anyio``."""
+    """Integration tests run on asyncio; mark them ``@pytest.mark.anyio``.
+
+    Of the session, so that fixtures of a module may share a stack.
+    """
     return "asyncio"
 
 
@@ -69,3 +80,59 @@ def settings_for(broker: Broker, **overrides: object) -> Settings:
 @pytest.fixture
 def settings(broker: Broker) -> Iterator[Settings]:
     yield settings_for(broker)
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[Client]:
+    """A client of the broker, as an operator."""
+    from jetfleet.client import Client
+
+    async with await Client.connect(settings) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def conductor(settings: Settings) -> AsyncIterator[Conductor]:
+    """Somebody who places, in the test's own loop."""
+    from inprocess import conducting
+
+    async with conducting(settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def fleet(conductor: Conductor, settings: Settings) -> AsyncIterator[None]:
+    """Somebody who places, and a worker ``w1``."""
+    from inprocess import working
+
+    async with working(settings):
+        yield
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """A projector that answers queries."""
+    from inprocess import answering
+
+    async with answering(settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def put(broker: Broker) -> AsyncIterator[Connection]:
+    """A connection that may write anything into the log."""
+    from projections_made import writer
+
+    connection = await writer(broker)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    """An empty one."""
+    from jetfleet_projections.warehouse import Warehouse
+
+    opened = Warehouse.open(tmp_path / "warehouse.duckdb")
+    yield opened
+    opened.close()

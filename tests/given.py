@@ -14,8 +14,12 @@ from typing import Any
 
 from jetfleet.events import (
     Event,
+    Failure,
     InvocationCancelled,
+    InvocationCancelRequested,
     InvocationCompleted,
+    InvocationExpired,
+    InvocationFailed,
     InvocationQueued,
     InvocationStarted,
     JobCreated,
@@ -40,7 +44,7 @@ from jetfleet.events import (
     WorkerTokenRevoked,
 )
 from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
-from jetfleet.policies.placement import Assign, Decision, Observation
+from jetfleet.policies.placement import Assign, Decision, Observation, place
 from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec, Resources
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -138,14 +142,14 @@ def joined(
     session: str = "s1",
     memory_mib: int = 4096,
     gpus: tuple[GpuSpec, ...] = (),
-    replicas: tuple[str, ...] = (),
+    **more: Any,
 ) -> Event:
     machine = Machine(
         hostname=worker, cpu_count=4, memory_mib=memory_mib, disk_free_mib=10_000, gpus=gpus
     )
     data = {
         "worker": worker, "session": session, "machine": machine, "agent_version": "1",
-        "public_key": "U" * 56, "replicas": replicas,
+        "public_key": "U" * 56, **more,
     }  # fmt: skip
     return WorkerJoined(**envelope(), data=data)
 
@@ -177,8 +181,11 @@ def preparing(replica: str, worker: str, of: str = "echo") -> Event:
     return ReplicaPreparing(**envelope(), data=_replica(replica, worker, of))
 
 
-def ready(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> Event:
-    return ReplicaReady(**envelope(seconds), data={**_replica(replica, worker, of), "prepare_s": 1})
+def ready(
+    replica: str, worker: str, of: str = "echo", seconds: float = 0, restarts: int = 0
+) -> Event:
+    data = {**_replica(replica, worker, of), "prepare_s": 1, "restarts": restarts}
+    return ReplicaReady(**envelope(seconds), data=data)
 
 
 def failed(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> Event:
@@ -232,22 +239,43 @@ def queued(invocation: str, of: str = "echo", **more: Any) -> InvocationQueued:
     return InvocationQueued(**envelope(), data=data)
 
 
-def started(invocation: str, worker: str, attempt: int = 1, seconds: float = 1) -> Event:
+def started(
+    invocation: str, worker: str, attempt: int = 1, seconds: float = 1, **more: Any
+) -> Event:
     data = {
         "invocation": invocation, "job": "echo", "worker": worker, "replica": "r1",
-        "attempt": attempt,
+        "attempt": attempt, **more,
     }  # fmt: skip
     return InvocationStarted(**envelope(seconds), data=data)
 
 
-def completed(invocation: str, output: Any, worker: str = "w1", seconds: float = 2) -> Event:
-    data = {"invocation": invocation, "job": "echo", "worker": worker, "output": output}
+def cancel_requested(invocation: str, of: str = "echo", reason: str = "") -> Event:
+    data = {
+        "invocation": invocation, "job": of, "queued_seq": 1, "origin": "o1", "reason": reason,
+    }  # fmt: skip
+    return InvocationCancelRequested(**envelope(), data=data)
+
+
+def completed(
+    invocation: str, output: Any, worker: str | None = "w1", seconds: float = 2, **more: Any
+) -> Event:
+    data = {"invocation": invocation, "job": "echo", "worker": worker, "output": output, **more}
     return InvocationCompleted(**envelope(seconds), data=data)
 
 
-def cancelled(invocation: str, reason: str = "", seconds: float = 2) -> Event:
-    data = {"invocation": invocation, "job": "echo", "reason": reason}
+def failed_with(invocation: str, error: Failure, **more: Any) -> Event:
+    data = {"invocation": invocation, "job": "echo", "error": error, **more}
+    return InvocationFailed(**envelope(), data=data)
+
+
+def cancelled(invocation: str, reason: str = "", seconds: float = 2, **more: Any) -> Event:
+    data = {"invocation": invocation, "job": "echo", "reason": reason, **more}
     return InvocationCancelled(**envelope(seconds), data=data)
+
+
+def expired(invocation: str, **more: Any) -> Event:
+    data = {"invocation": invocation, "job": "echo", "expires_at": at(0), **more}
+    return InvocationExpired(**envelope(), data=data)
 
 
 # -- folds
@@ -275,6 +303,21 @@ def _flat(events: Iterable[Event | Iterable[Event]]) -> Iterable[Event]:
             yield event
         else:
             yield from event
+
+
+# -- placement
+
+
+def world(declared: Iterable[Event], happened: Iterable[Event | Iterable[Event]]) -> Observation:
+    """What placement sees once people declared this and the fleet said that."""
+    return Observation(registry(*declared), fleet(*happened))
+
+
+def decide(
+    declared: Iterable[Event], happened: Iterable[Event | Iterable[Event]], seconds: float = 0
+) -> list[str]:
+    """What placement decides then, in words."""
+    return in_words(place(world(declared, happened), at(seconds)))
 
 
 def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0) -> Observation:

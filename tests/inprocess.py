@@ -1,10 +1,11 @@
-"""A conductor and agents inside the test's own event loop, where a test wants to look into them."""
+"""Conductor, projector and agents in the test's own loop, where a test wants to look into them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from jetfleet import subjects
@@ -16,7 +17,24 @@ from jetfleet.specs import JobSpec
 from jetfleet_agent.agent import Agent, Identity
 from jetfleet_agent.links import WorkerKey
 from jetfleet_projections.conductor import Conductor
+from jetfleet_projections.projector import Projector
+from jetfleet_projections.sandboxes import Sandbox
+from jetfleet_projections.service import Service
+from jetfleet_projections.warehouse import Warehouse
 from models.serving import function
+from waiting import until
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs it meanwhile; cancelled at the end, which it must not reach by itself."""
+    running = asyncio.create_task(work)
+    try:
+        yield
+        assert not running.done(), running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -38,13 +56,40 @@ async def conducting(settings: Settings) -> AsyncIterator[Conductor]:
     """A running conductor; cancelled at the end, as a kill would."""
     async with connected(settings) as connection:
         conductor = Conductor(connection, settings)
-        running = asyncio.create_task(conductor.run())
-        try:
+        async with background(conductor.run()):
             yield conductor
-            assert not running.done(), running
+
+
+@asynccontextmanager
+async def projecting(settings: Settings, path: Path) -> AsyncIterator[Projector]:
+    """A running projector on this file; it asks the broker for nothing that it may not have."""
+    async with connected(settings, "projector") as connection:
+        warehouse = Warehouse.open(path)
+        projector = Projector(connection, warehouse)
+        try:
+            async with background(projector.run()):
+                yield projector
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            warehouse.close()
+        assert connection.denied == []
+
+
+@asynccontextmanager
+async def answering(settings: Settings, deadline_s: float = 10.0) -> AsyncIterator[Service]:
+    """A running projector that answers queries; SQL of users is stopped after the deadline."""
+    async with projecting(settings, settings.data_dir / "warehouse.duckdb") as projector:
+        sandbox = Sandbox(
+            settings.data_dir / "copies",
+            lambda: projector.warehouse.commits,
+            projector.copy,
+            deadline_s,
+        )
+        service = Service(projector.connection, projector, sandbox)
+        await service.start()
+        try:
+            yield service
+        finally:
+            await service.stop()
 
 
 @asynccontextmanager
@@ -86,3 +131,13 @@ def queue_of(job: str, settings: Settings) -> str:
 async def depth(connection: Connection, stream: str) -> int:
     """How many messages a stream has."""
     return int((await connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+
+
+async def queue_holds(client: Client, count: int, job: str = "echo") -> None:
+    """Return when the queue of the job's shard holds so many; it follows the log a little later."""
+    stream = queue_of(job, client.settings)
+
+    async def exactly() -> bool:
+        return await depth(client.connection, stream) == count
+
+    await until(exactly, f"{stream} holds {count}")

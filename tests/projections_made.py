@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import random
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from jetfleet import access, jwt, subjects
+import given
+from jetfleet import subjects
 from jetfleet.clock import Clock
 from jetfleet.connection import Connection
-from jetfleet.events import (
-    Event,
-    Failure,
-    InvocationCancelled,
-    InvocationCancelRequested,
-    InvocationCompleted,
-    InvocationExpired,
-    InvocationFailed,
-    InvocationQueued,
-    InvocationStarted,
-    JobCreated,
-    JobDeleted,
-    JobDisabled,
-    JobEnabled,
-    JobScaled,
-    JobUpdated,
-    ModelRegistered,
-    ReplicaAssigned,
-    ReplicaFailed,
-    ReplicaPreparing,
-    ReplicaReady,
-    ReplicaReleased,
-    ReplicaStopped,
-    Why,
-    WorkerAdmitted,
-    WorkerDraining,
-    WorkerJoined,
-    WorkerLeft,
-    WorkerLost,
-    WorkerTokenRevoked,
-    encode,
-)
+from jetfleet.events import Event, Failure, encode
 from jetfleet.server import Broker
-from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec
+from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
+from jetfleet_projections import tables
 from jetfleet_projections.batches import Batch
 from jetfleet_projections.warehouse import STREAMS, Warehouse
+from rights import Rights
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+EXPIRES = START + timedelta(hours=1)
+BOOM = Failure(code="model_error", message="boom\nagain", detail="Traceback…")
 SHARDS = 4
-Maker = Callable[..., Any]
+Both = tuple[Warehouse, Warehouse]
 
 
 @dataclass
@@ -97,22 +72,19 @@ class Log:
         batch.add(seq, time_ns, subject, body if isinstance(body, bytes) else encode(body))
         return seq
 
+    def say(self, stream: str, subject: str, event: Event, *, about: str | None = None) -> int:
+        """Append an event as one of this log: with its tenant, its clock and its ids."""
+        stamp = self.stamp(self.tenant, correlation=about)
+        return self.put(stream, subject, event.model_copy(update=stamp))
+
     # -- INVOCATIONS
 
     def queued(self, invocation: str, job: str = "echo", **fields: Any) -> int:
-        given = {
-            "input": {"n": 1},
-            "origin": "g1",
-            "timeout_s": 300.0,
-            "expires_at": START + timedelta(hours=1),
-            **fields,
-        }
-        data = InvocationQueued.Data(invocation=invocation, job=job, **given)
-        event = InvocationQueued(**self.stamp(self.tenant, correlation=invocation), data=data)
-        shard = subjects.shard_of(job, SHARDS)
-        return self.put(
-            INVOCATIONS, subjects.queued(shard, self.tenant, job, data.priority_class), event
-        )
+        defaults = {"input": {"n": 1}, "origin": "g1", "timeout_s": 300.0, "expires_at": EXPIRES}
+        event = given.queued(invocation, job, **{**defaults, **fields})
+        shard, klass = subjects.shard_of(job, SHARDS), event.data.priority_class
+        subject = subjects.queued(shard, self.tenant, job, klass)
+        return self.say(INVOCATIONS, subject, event, about=invocation)
 
     def started(
         self,
@@ -122,21 +94,14 @@ class Log:
         attempt: int = 1,
         run_s: float = 0,
     ) -> int:
-        data = InvocationStarted.Data(
-            invocation=invocation, job=job, worker=worker, replica=f"r-{worker}", attempt=attempt,
-            run_s=run_s,
-        )  # fmt: skip
-        event = InvocationStarted(**self.stamp(self.tenant), data=data)
-        shard = subjects.shard_of(job, SHARDS)
-        return self.put(INVOCATIONS, subjects.started(shard, self.tenant, job, worker), event)
+        more = {"job": job, "replica": f"r-{worker}", "run_s": run_s}
+        event = given.started(invocation, worker, attempt, **more)
+        subject = subjects.started(subjects.shard_of(job, SHARDS), self.tenant, job, worker)
+        return self.say(INVOCATIONS, subject, event)
 
     def cancel(self, invocation: str, job: str = "echo", reason: str = "") -> int:
-        data = InvocationCancelRequested.Data(
-            invocation=invocation, job=job, queued_seq=1, origin="g1", reason=reason
-        )
-        event = InvocationCancelRequested(**self.stamp(self.tenant), data=data)
-        shard = subjects.shard_of(job, SHARDS)
-        return self.put(INVOCATIONS, subjects.cancel(shard, self.tenant, job), event)
+        subject = subjects.cancel(subjects.shard_of(job, SHARDS), self.tenant, job)
+        return self.say(INVOCATIONS, subject, given.cancel_requested(invocation, job, reason))
 
     def done(
         self,
@@ -147,83 +112,58 @@ class Log:
         **fields: Any,
     ) -> int:
         common = {
-            "invocation": invocation, "job": job, "worker": worker, "attempt": 1,
+            "job": job, "worker": worker, "attempt": 1,
             "replica": None if worker is None else f"r-{worker}",
             "run_s": None if worker is None else 0.25, **fields,
         }  # fmt: skip
-        stamp = self.stamp(self.tenant, correlation=invocation)
-        event: Event
         match outcome:
             case "completed":
-                data = InvocationCompleted.Data(**{"output": {"text": "yes"}, **common})
-                event = InvocationCompleted(**stamp, data=data)
+                event = given.completed(invocation, **{"output": {"text": "yes"}, **common})
             case "failed":
-                error = Failure(code="model_error", message="boom\nagain", detail="Traceback…")
-                event = InvocationFailed(
-                    **stamp, data=InvocationFailed.Data(**{"error": error, **common})
-                )
+                event = given.failed_with(invocation, **{"error": BOOM, **common})
             case "cancelled":
-                event = InvocationCancelled(
-                    **stamp, data=InvocationCancelled.Data(reason="no", **common)
-                )
+                event = given.cancelled(invocation, "no", **common)
             case _:
-                event = InvocationExpired(
-                    **stamp, data=InvocationExpired.Data(expires_at=START, **common)
-                )
-        shard = subjects.shard_of(job, SHARDS)
-        token = worker or subjects.NOBODY
-        return self.put(INVOCATIONS, subjects.done(shard, self.tenant, job, "g1", token), event)
+                event = given.expired(invocation, **common)
+        shard, token = subjects.shard_of(job, SHARDS), worker or subjects.NOBODY
+        subject = subjects.done(shard, self.tenant, job, "g1", token)
+        return self.say(INVOCATIONS, subject, event, about=invocation)
 
     # -- REGISTRY
 
     def model(self, name: str = "echo", version: str = "1", **fields: Any) -> int:
-        data = ModelRegistered.Data(model=model_spec(name, version, **fields))
-        event = ModelRegistered(**self.stamp(self.tenant), data=data)
-        return self.put(REGISTRY, subjects.model_event(self.tenant, name, "registered"), event)
+        event = given.registered(given.model(name, version=version, **fields))
+        return self.say(REGISTRY, subjects.model_event(self.tenant, name, "registered"), event)
 
     def job(self, verb: str, name: str = "echo", version: str = "1", **fields: Any) -> int:
-        spec = JobSpec(name=name, model=model_spec("echo", version), **fields)
-        makers: dict[str, Maker] = {
-            "created": lambda s: JobCreated(**s, data=JobCreated.Data(job=spec)),
-            "updated": lambda s: JobUpdated(**s, data=JobUpdated.Data(job=spec, changed=("x",))),
-            "enabled": lambda s: JobEnabled(**s, data=JobEnabled.Data(job=name)),
-            "disabled": lambda s: JobDisabled(**s, data=JobDisabled.Data(job=name, reason="r")),
-            "deleted": lambda s: JobDeleted(**s, data=JobDeleted.Data(job=name)),
-        }
-        event = makers[verb](self.stamp(self.tenant))
-        return self.put(REGISTRY, subjects.job_event(self.tenant, name, verb), event)
+        spec = JobSpec(name=name, model=given.model(version=version), **fields)
+        event = {
+            "created": lambda: given.created(spec),
+            "updated": lambda: given.updated(spec),
+            "enabled": lambda: given.enabled(name),
+            "disabled": lambda: given.disabled(name),
+            "deleted": lambda: given.deleted(name),
+        }[verb]()
+        return self.say(REGISTRY, subjects.job_event(self.tenant, name, verb), event)
 
     # -- FLEET
 
     def worker(self, verb: str, name: str = "w1", session: str = "s1", **fields: Any) -> int:
-        makers: dict[str, Maker] = {
-            "joined": lambda s: WorkerJoined(**s, data=joined(name, session, **fields)),
-            "draining": lambda s: WorkerDraining(
-                **s, data=WorkerDraining.Data(worker=name, session=session, reason="told to")
-            ),
-            "left": lambda s: WorkerLeft(**s, data=WorkerLeft.Data(worker=name, session=session)),
-            "lost": lambda s: WorkerLost(
-                **s, data=WorkerLost.Data(worker=name, session=session, silent_s=6.5)
-            ),
-        }
-        return self.put(FLEET, subjects.fleet(name, verb), makers[verb](self.stamp(self.tenant)))
+        make = {
+            "joined": given.joined, "draining": given.draining, "left": given.left,
+            "lost": given.lost,
+        }[verb]  # fmt: skip
+        return self.say(FLEET, subjects.fleet(name, verb), make(name, session=session, **fields))
 
     def admitted(self, worker: str = "w1", by: str = "t1", **terms: Any) -> int:
-        data = WorkerAdmitted.Data(worker=worker, public_key="U", token=by, **terms)
-        event = WorkerAdmitted(**self.stamp(self.tenant), data=data)
-        return self.put(FLEET, subjects.admitted(worker), event)
+        return self.say(FLEET, subjects.admitted(worker), given.admitted(worker, by, **terms))
 
     def revoked(self, by: str = "t1") -> int:
-        data = WorkerTokenRevoked.Data(token=by)
-        event = WorkerTokenRevoked(**self.stamp(self.tenant), data=data)
-        return self.put(FLEET, subjects.revoked(by), event)
+        return self.say(FLEET, subjects.revoked(by), given.token_revoked(by))
 
-    def scaled(self, desired: int, job: str = "echo") -> int:
-        why = Why(policy="lag", policy_version=1, reason="r", observed_registry_seq=1,
-                  observed_fleet_seq=1)  # fmt: skip
-        data = JobScaled.Data(job=job, desired=desired, wanted=desired, why=why)
-        event = JobScaled(**self.stamp(self.tenant), data=data)
-        return self.put(FLEET, subjects.scaled(self.tenant, job), event)
+    def scaled(self, desired: int, job: str = "echo", **more: Any) -> int:
+        event = given.scaled(job, desired, **more)
+        return self.say(FLEET, subjects.scaled(self.tenant, job), event)
 
     def replica(
         self,
@@ -233,43 +173,21 @@ class Log:
         job: str = "echo",
         gpus: tuple[str, ...] = (),
     ) -> int:
-        common = {"worker": worker, "job": job, "replica": replica}
-        spec = JobSpec(name=job, model=model_spec("echo", "1"))
-        why = Why(policy="p", policy_version=1, reason="r", observed_registry_seq=1,
-                  observed_fleet_seq=1)  # fmt: skip
-        data: dict[str, Maker] = {
-            "assigned": lambda: ReplicaAssigned.Data(
-                **common, spec=spec, shard=1, gpus=gpus, why=why
-            ),
-            "released": lambda: ReplicaReleased.Data(**common, why=why),
-            "preparing": lambda: ReplicaPreparing.Data(**common, stage="starting"),
-            "ready": lambda: ReplicaReady.Data(**common, prepare_s=1.5, restarts=1),
-            "failed": lambda: ReplicaFailed.Data(**common, reason="no memory"),
-            "stopped": lambda: ReplicaStopped.Data(**common),
-        }
-        types: dict[str, Maker] = {
-            "assigned": ReplicaAssigned, "released": ReplicaReleased, "failed": ReplicaFailed,
-            "preparing": ReplicaPreparing, "ready": ReplicaReady, "stopped": ReplicaStopped,
-        }  # fmt: skip
+        who = (replica, worker)
+        event = {
+            "assigned": lambda: given.assigned(*who, given.job(job), gpus=gpus),
+            "released": lambda: given.released(*who, job),
+            "preparing": lambda: given.preparing(*who, job),
+            "ready": lambda: given.ready(*who, job, restarts=1),
+            "failed": lambda: given.failed(*who, job),
+            "stopped": lambda: given.stopped(*who, job),
+        }[verb]()
         subject = (
             subjects.control(self.tenant, job, verb, worker)
             if verb in ("assigned", "released")
             else subjects.fleet(worker, verb)
         )
-        return self.put(FLEET, subject, types[verb](**self.stamp(self.tenant), data=data[verb]()))
-
-
-def joined(
-    name: str, session: str, gpus: tuple[GpuSpec, ...] = (), **fields: Any
-) -> WorkerJoined.Data:
-    machine = Machine(hostname=name, cpu_count=4, memory_mib=8192, disk_free_mib=100_000, gpus=gpus)
-    return WorkerJoined.Data(
-        worker=name, session=session, machine=machine, agent_version="1", public_key="U", **fields
-    )
-
-
-def model_spec(name: str, version: str, **fields: Any) -> ModelSpec:
-    return ModelSpec(name=name, version=version, function="model.py:run", **fields)
+        return self.say(FLEET, subject, event)
 
 
 def life(log: Log, number: int, chance: random.Random) -> Iterator[str]:
@@ -309,17 +227,7 @@ def lives(log: Log, count: int, seed: int) -> None:
 
 async def writer(broker: Broker) -> Connection:
     """A connection that may do everything in the fleet's account, as no role may."""
-    seed = jwt.new_seed("user")
-    token = access.user_token(
-        access.Permissions((">",), (">",)),
-        account_seed=broker.secrets.seed(access.FLEET_ACCOUNT),
-        user=jwt.public_key(seed),
-        name="writer",
-        issued_at=int(time.time()),
-    )
-    credentials = broker.data_dir / "writer.creds"
-    credentials.write_text(jwt.credentials_text(token, seed))
-    return await Connection.open(broker.url, credentials, user="writer", name="writer")
+    return await Connection.open(broker.url, Rights(broker.secrets), user="writer", name="writer")
 
 
 async def write(
@@ -333,6 +241,12 @@ async def write(
         if number % 500 == 0:
             await connection.flush()
     await connection.flush()
+
+
+async def put_all(connection: Connection, log: Log) -> None:
+    """Append all of a made log."""
+    for stream in STREAMS:
+        await write(connection, log.batches[stream])
 
 
 # Bodies that are no events.
@@ -356,6 +270,27 @@ def feed(warehouse: Warehouse, log: Log, size: int = 10_000) -> None:
         batch = log.batches[stream].after(warehouse.positions[stream].seq)
         for start in range(0, len(batch), size):
             warehouse.apply(batch.part(start, start + size))
+
+
+@contextmanager
+def two_readers(folder: Path) -> Iterator[Both]:
+    """A warehouse that reads invocation events with SQL, and one that reads with Python."""
+    opened = Warehouse.open(folder / "sql.duckdb"), Warehouse.open(folder / "python.duckdb")
+    opened[0].stager.plain_from, opened[1].stager.plain_from = 0, 10_000
+    yield opened
+    for warehouse in opened:
+        warehouse.close()
+
+
+def read_differently(both: Both, messages: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """Where the rows of the two differ after these messages and nothing else."""
+    batch = Batch(INVOCATIONS)
+    for number, (subject, body) in enumerate(messages, 1):
+        batch.add(number, 1_700_000_000 * 10**9 + number, subject, body)
+    for warehouse in both:
+        warehouse.forget(INVOCATIONS)
+        warehouse.apply(batch)
+    return tables.differences(both[0].connection, both[1].connection)
 
 
 def one(warehouse: Warehouse, sql: str) -> Any:

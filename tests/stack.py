@@ -22,10 +22,7 @@ import httpx
 from conftest import free_ports, new_broker, settings_for
 from jetfleet.client import Client
 from jetfleet.errors import BrokerUnavailable
-from jetfleet.events import (
-    InvocationStarted,
-    ReplicaReady,
-)
+from jetfleet.events import InvocationStarted, ReplicaReady, WorkerJoined
 from jetfleet.log import Record
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
@@ -33,9 +30,9 @@ from jetfleet.setup import ensure_streams
 from jetfleet.specs import JobSpec, ModelSpec, Resources
 from jetfleet.streams import FLEET, INVOCATIONS
 from up_process import processes_of
+from waiting import WITHIN_S, until
 
 MODELS = Path(__file__).parent / "models"
-WITHIN_S = 30.0  # longest wait for anything that has no bound of its own; machines can be busy
 STOP_S = 20.0
 DRAIN_S = 10  # less, so that a test that failed in the middle of work ends in order too
 LOG_TAIL = 4_000
@@ -241,22 +238,6 @@ async def stack(folder: Path, *, agents: Iterable[str] = ("a",)) -> AsyncIterato
 # -- waiting
 
 
-async def until(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
-    """What ``condition`` (awaited where it must be) returns once it is true; bounded."""
-    value: Any = None
-    try:
-        async with asyncio.timeout(within_s):
-            while True:
-                value = condition()
-                if asyncio.iscoroutine(value):
-                    value = await value
-                if value:
-                    return value
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {within_s:g} s: {what}") from None
-
-
 async def heard(
     client: Client,
     stream: str,
@@ -295,6 +276,12 @@ async def fleet_says(
 
     what = f"{kind.__name__} {data}"
     return await heard(client, FLEET, wanted, what, start=start, within_s=within_s)
+
+
+async def all_joined(client: Client, *workers: str) -> None:
+    """Return when each of these workers has said that it joined."""
+    for worker in workers:
+        await fleet_says(client, WorkerJoined, worker=worker)
 
 
 async def started(client: Client, invocation: str, *, attempt: int = 1) -> InvocationStarted:

@@ -7,23 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 READY_WITHIN_S = 60.0
 PROGRAMS = ("broker", "projector", "conductor", "gateway", "agent")
-
-
-def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
-    """What ``condition`` returns once it is true; fails the test when it never is."""
-    deadline = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"did not come true within {within_s} s"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass

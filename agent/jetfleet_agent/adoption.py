@@ -50,7 +50,7 @@ async def running(events: Iterable[ReplicaAssigned]) -> list[ReplicaAssigned]:
 
 async def sweep(owner: str, keep: Collection[str]) -> None:
     """Remove what an earlier agent of this name and folder left and nobody adopted."""
-    from jetfleet_agent.runtimes.engine import EngineAway, engine_present
+    from jetfleet_agent.runtimes.engine import APIError, EngineAway, engine_present, explain
 
     if not engine_present():
         return
@@ -58,8 +58,8 @@ async def sweep(owner: str, keep: Collection[str]) -> None:
 
     try:
         removed = await docker_runtime().sweep(owner, keep)
-    except EngineAway as error:
-        logger.info("nothing is swept: %s", error)
+    except (EngineAway, APIError) as error:
+        logger.info("nothing is swept: %s", explain(error))
     else:
         if removed:
             logger.info("removed %d containers of an earlier run", removed)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
-from jetfleet.errors import Unavailable
+from jetfleet.errors import BrokerUnavailable, LogFull
 from jetfleet.events import (
     Event,
     InvalidEvent,
@@ -39,6 +39,7 @@ from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
 LEAVE_S = 5.0
+FULL_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Agent:
     session: str = ""
     joined_seq: int = 0
     _gpus: Gpus = field(default_factory=Gpus)
+    _saying: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rejoining: bool = False
     _assignments: Pull | None = None
 
@@ -107,7 +109,7 @@ class Agent:
         outlived = await self.serving.outlived()
         await self._join(tuple(event.data.replica for event in outlived))
         await pull.open()
-        self._soon(self.serving.adopt(outlived))
+        self.beside(self.serving.adopt(outlived))
         beating = asyncio.create_task(self._heartbeats())
         try:
             await self.stop.wait()
@@ -122,13 +124,20 @@ class Agent:
 
     # -- what it says
 
-    async def _say(self, event: Event, verb: str, msg_id: str | None = None) -> int:
-        """Append a fleet event; waits for the broker as long as it takes."""
+    async def _say(self, event: Event, verb: str) -> int:
+        """Append a fleet event, in the order of calls; waits for the log as long as it takes."""
         subject = subjects.fleet(self.identity.name, verb)
-        stored = await self.connection.store(
-            subject, encode(event), msg_id=msg_id or event.id, timeout_s=None
-        )
-        return stored.seq
+        async with self._saying:
+            while True:
+                try:
+                    stored = await self.connection.store(
+                        subject, encode(event), msg_id=event.id, timeout_s=None
+                    )
+                except LogFull as error:
+                    logger.warning("! %s is not in the log: %s", event.type, error)
+                    await asyncio.sleep(FULL_RETRY_S)
+                else:
+                    return stored.seq
 
     async def _join(self, outlived: tuple[str, ...] = ()) -> None:
         who = self.identity
@@ -158,21 +167,27 @@ class Agent:
     async def _heartbeats(self) -> None:
         meter = LoadMeter()
         while True:
-            load, gpus = meter.read(), await self._gpus.loads()
-            data = WorkerHeartbeat.Data(
-                worker=self.identity.name,
-                session=self.session,
-                cpu=load.cpu,
-                memory_used_mib=load.memory_used_mib,
-                gpus=gpus or (),
-                jobs=tuple(job.load(self._gpus.kind) for job in self.jobs.values()),
-            )
-            beat = WorkerHeartbeat(**self.stamp(self.settings.tenant), data=data)
-            with contextlib.suppress(Unavailable):  # silence is what a lost broker hears anyway
-                await self.connection.publish(subjects.telemetry(self.identity.name), encode(beat))
-            if (change := self._gpus.change(gpus)) is not None:
-                self._join_anew(*change)
+            try:
+                await self._heartbeat(meter)
+            except Exception:  # one that is missing is better than none any more
+                logger.exception("! a heartbeat failed")
             await asyncio.sleep(self.identity.heartbeat_s)
+
+    async def _heartbeat(self, meter: LoadMeter) -> None:
+        load, gpus = meter.read(), await self._gpus.loads()
+        data = WorkerHeartbeat.Data(
+            worker=self.identity.name,
+            session=self.session,
+            cpu=load.cpu,
+            memory_used_mib=load.memory_used_mib,
+            gpus=gpus or (),
+            jobs=tuple(job.load(self._gpus.kind) for job in self.jobs.values()),
+        )
+        beat = WorkerHeartbeat(**self.stamp(self.settings.tenant), data=data)
+        with contextlib.suppress(BrokerUnavailable):  # it hears silence anyway
+            self.connection.send(subjects.telemetry(self.identity.name), encode(beat))
+        if (change := self._gpus.change(gpus)) is not None:
+            self._join_anew(*change)
 
     # -- what it hears
 
@@ -181,18 +196,20 @@ class Agent:
         try:
             command = json.loads(message.data)
         except ValueError:
-            logger.warning("a command is not JSON and is ignored")
+            command = None
+        if not isinstance(command, dict):
+            logger.warning("a command that is no JSON object is ignored")
             return
         if "cancel" in command:
             for job in self.jobs.values():
                 if command["cancel"] in job.tasks:
                     job.cancel(command["cancel"], command.get("reason", ""))
-        if command.get("rejoin"):
+        if command.get("rejoin") == self.joined_seq:  # else it is not of our last joining
             self._join_anew("thought lost by the conductor", None)
         if isinstance(command.get("logs"), dict):
             self.logs.lease(command["logs"])
         if command.get("listen") and self._assignments is not None:
-            self._soon(self._assignments.again())
+            self.beside(self._assignments.again())
         if command.get("drain"):
             within_s = command.get("within_s")
             self.leave("asked to", None if within_s is None else float(within_s))
@@ -208,7 +225,7 @@ class Agent:
     def _join_anew(self, reason: str, gone: frozenset[str] | None) -> None:
         if not self._rejoining and not self.stop.is_set():
             self._rejoining = True
-            self._soon(self._rejoin(reason, gone))
+            self.beside(self._rejoin(reason, gone))
 
     async def _rejoin(self, reason: str, gone: frozenset[str] | None) -> None:
         """End the replicas on GPUs that are gone, and announce the machine as it is now.
@@ -222,7 +239,8 @@ class Agent:
             wait_s = self.drain_s if gone is None else 0
             ended = [r for r in self.replicas.values() if gone is None or gone & {*r.gpus}]
             await asyncio.gather(*(self.serving.end(replica, wait_s) for replica in ended))
-            await self._join()
+            if not self.stop.is_set():  # else it would join after it has left
+                await self._join()
         finally:
             self._rejoining = False
 
@@ -241,7 +259,8 @@ class Agent:
                 return  # whether it outlives our joining is not known yet; unacked, it comes again
             if seq > self.joined_seq and addressed:
                 self._obey(event)
-        self._soon(self.connection.publish(message.reply, b"+ACK"))
+        with contextlib.suppress(BrokerUnavailable):  # it comes again
+            self.connection.send(message.reply, b"+ACK")
 
     def _obey(self, event: Event) -> None:
         if isinstance(event, ReplicaAssigned):
@@ -249,10 +268,10 @@ class Agent:
         elif isinstance(event, ReplicaReleased):
             known = self.serving.replicas.get(event.data.replica)
             if known is not None:
-                self._soon(self.serving.end(known, self.drain_s))
+                self.beside(self.serving.end(known, self.drain_s))
             else:
                 data = event.data
-                self._soon(self.serving.say_stopped(event.tenant, data.job, data.replica))
+                self.beside(self.serving.say_stopped(event.tenant, data.job, data.replica))
 
     # -- leaving
 
@@ -266,7 +285,7 @@ class Agent:
             async with asyncio.timeout(LEAVE_S):
                 await self._say_draining(self.leaving)
         except TimeoutError:
-            logger.warning("the broker is away: leaving without a word")
+            logger.warning("the log cannot be written to: leaving without a word")
         await self.serving.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
@@ -278,5 +297,6 @@ class Agent:
         data = WorkerDraining.Data(worker=self.identity.name, session=self.session, reason=reason)
         await self._say(WorkerDraining(**self.stamp(self.settings.tenant), data=data), "draining")
 
-    def _soon(self, work: Any) -> None:
+    def beside(self, work: Any) -> None:
+        """Run something beside the agent, until it ends; a failure is logged, not lost."""
         self.serving.soon(work)

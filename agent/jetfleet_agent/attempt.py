@@ -56,6 +56,7 @@ class Task:
     owner: JobWorker
     event: InvocationQueued
     message: Msg
+    invocation: str
     waiting: bool = False  # for a replica
     chunks: int = 0
     attempt: int = 0
@@ -65,15 +66,10 @@ class Task:
     excused: int = 0  # attempts that ended because the model was stopped for another call
     _cancel_reason: str | None = None
     _timed_out: bool = False
-    _stopping: bool = False
     _began: float = 0.0
     _call: tuple[Replica, Session, Call] | None = None
-    _over: asyncio.Future[None] | None = None
+    _over: asyncio.Future[None] | None = None  # of a call that is being stopped: done when it ended
     _timer: asyncio.TimerHandle | None = None
-
-    @property
-    def invocation(self) -> str:
-        return self.event.data.invocation
 
     def cancel(self, reason: str) -> None:
         """Ask for it to end; the first reason is kept."""
@@ -222,13 +218,15 @@ class Task:
             raise CallCancelled("cancelled before it began")
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(STARTED_AFTER_S, self._on_goes_on, replica.id)
-        self._call, self._over = (replica, session, call), loop.create_future()
+        self._call = replica, session, call
         try:
             return await session.invoke(call)
         finally:
             self._timer.cancel()
             self._call = None
-            self._over.set_result(None)
+            if self._over is not None:
+                self._over.set_result(None)
+                self._over = None
 
     def _on_goes_on(self, replica: str) -> None:
         run_s = time.monotonic() - self._began
@@ -241,21 +239,19 @@ class Task:
         self._stop_call()
 
     def _stop_call(self) -> None:
-        if self._call is not None and not self._stopping:
-            self._stopping = True
-            self.owner.link.connection.spawn(self._stop(*self._call))
+        if self._call is not None and self._over is None:
+            self._over = over = asyncio.get_running_loop().create_future()
+            self.owner.link.connection.spawn(self._stop(*self._call, over))
 
-    async def _stop(self, replica: Replica, session: Session, call: Call) -> None:
+    async def _stop(
+        self, replica: Replica, session: Session, call: Call, over: asyncio.Future[None]
+    ) -> None:
         """Ask the model to stop this call, and kill it when it cannot or does not."""
-        over = self._over
-        try:
-            if over is not None and await session.cancel(call.id):
-                await asyncio.wait({over}, timeout=CANCEL_DEADLINE_S)
-            if over is not None and not over.done():
-                logger.warning("! %s does not stop: its model is killed", self.invocation)
-                await replica.kill(f"its model was stopped, because call {self.invocation} did not")
-        finally:
-            self._stopping = False
+        if await session.cancel(call.id):
+            await asyncio.wait({over}, timeout=CANCEL_DEADLINE_S)
+        if not over.done():
+            logger.warning("! %s does not stop: its model is killed", self.invocation)
+            await replica.kill(f"its model was stopped, because call {self.invocation} did not")
 
     def _on_chunk(self, text: bytes) -> None:
         number = self.chunks

@@ -138,18 +138,14 @@ async def _serve(identity: Identity, settings: Settings, options: Options) -> No
         identity, settings, connection, WorkerKey(credentials), workdir, version("jetfleet"),
         options.drain_s,
     )  # fmt: skip
-    beside = [asyncio.create_task(_when_told(told, agent))]
+    agent.beside(_when_told(told, agent))
     if place is not None:
-        beside.append(asyncio.create_task(place.keep(connection, agent.leave)))
+        agent.beside(place.keep(connection, agent.leave))
     if options.spot_file is not None or options.spot_url:
-        watching = notices.watch(options.spot_file, options.spot_url, agent.leave)
-        beside.append(asyncio.create_task(watching))
+        agent.beside(notices.watch(options.spot_file, options.spot_url, agent.leave))
     try:
         await agent.run()
     finally:
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
         await connection.close()
     if place is not None and place.refused:
         raise StartupError(f"left the fleet: {place.refused}")

@@ -74,17 +74,22 @@ class Membership:
 
     async def connect(self) -> Connection:
         """The worker's own connection. Raises JoinRefused."""
-        for attempt in range(2):
-            try:
-                return await Connection.open(
-                    self.url, self.credentials, user=self.name, name=f"worker-{self.name}"
-                )
-            except BrokerUnavailable as error:
-                if attempt > 0 or self.token is None:
-                    raise JoinRefused(f"{error}; give --token to join anew") from error
-                logger.info("what is stored is refused; joining anew")
-                await self._exchange()
-        raise AssertionError("two attempts end one way or the other")
+        try:
+            return await self._open()
+        except BrokerUnavailable as error:
+            if self.token is None:
+                raise JoinRefused(f"{error} Give --token to join anew.") from error
+        logger.info("what is stored is refused; joining anew")
+        await self._exchange()
+        try:
+            return await self._open()
+        except BrokerUnavailable as error:  # the conductor signs with keys of somewhere else
+            raise JoinRefused(str(error)) from error
+
+    async def _open(self) -> Connection:
+        return await Connection.open(
+            self.url, self.credentials, user=self.name, name=f"worker-{self.name}"
+        )
 
     async def keep(self, connection: Connection, leave: Callable[[str], None]) -> None:
         """Renew the credentials at 70% of their life, for ever; ``leave`` when that is refused."""
@@ -96,6 +101,7 @@ class Membership:
                 continue
             try:
                 await self._renew(connection)
+                continue
             except (JoinRefused, _NotRenewed) as error:
                 self.refused = str(error)
                 logger.error("! leaving: %s", error)
@@ -103,7 +109,9 @@ class Membership:
                 return
             except (NoResponders, BrokerUnavailable) as error:
                 logger.debug("not renewed yet: %s", error)
-                await asyncio.sleep(min(RETRY_MOST_S, self._life_s / 20))
+            except Exception:  # a full disk, say
+                logger.exception("! not renewed yet")
+            await asyncio.sleep(min(RETRY_MOST_S, self._life_s / 20))
 
     async def _renew(self, connection: Connection) -> None:
         if time.time() >= self._expires_at:
@@ -167,16 +175,17 @@ class Membership:
         return path.read_text().strip().encode()
 
     def _store(self, answer: dict[str, Any]) -> None:
-        self._life_s = float(answer["life_s"])
-        self._expires_at = time.time() + self._life_s
+        life_s = float(answer["life_s"])
+        expires_at = time.time() + life_s
         write(self.credentials, jwt.credentials_text(answer["token"], self._seed()))
         facts = {
-            "expires_at": self._expires_at,
-            "life_s": self._life_s,
+            "expires_at": expires_at,
+            "life_s": life_s,
             "token": None if self.token is None else self.token.terms.token,
             "settings": self._settings,
         }
         write(self._facts, json.dumps(facts))
+        self._expires_at, self._life_s = expires_at, life_s  # now that they are there to be used
 
     @property
     def _facts(self) -> Path:

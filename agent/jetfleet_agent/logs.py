@@ -135,7 +135,7 @@ class LogStreams:
         if not request.get("renew"):
             for feed in self.feeds.values():
                 if _covers(key, feed.replica):
-                    feed.unended = for_s == 0
+                    feed.unended |= for_s == 0
                     feed.again()
         if self._running is None or self._running.done():
             self._running = self.serving.soon(self._run())

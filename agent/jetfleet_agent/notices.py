@@ -7,8 +7,8 @@ with a body from then on. A file is what a script of one's own can touch.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -57,5 +57,5 @@ def answers(url: str) -> bool:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310 - as above
             body = answer.read(1024).strip().lower()
             return bool(answer.status == 200 and body not in NO)
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):  # what answers may not be HTTP
         return False

@@ -163,8 +163,13 @@ class Replica:
                 await on_back(self, time.monotonic() - began)
             except StartFailed as error:
                 self.failure = error
-                await on_lost(self)
-                return
+            except Exception as error:  # a defect: nobody must wait for this replica for ever
+                logger.exception("! replica of %s broke", self.spec.name)
+                self.failure = StartFailed(f"the agent broke ({type(error).__name__}: {error})")
+            else:
+                continue
+            await on_lost(self)
+            return
 
     def well(self) -> None:
         """A call ended well: earlier crashes do not count any more."""

@@ -28,6 +28,7 @@ from jetfleet_agent.runtimes import StartFailed, owner_of
 from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
+TAIL_LIMIT = 100_000  # characters of a log that an event holds; the broker takes messages of 1 MB
 JobKey = tuple[str, str]
 Say = Callable[[Event, str], Awaitable[int]]
 
@@ -101,17 +102,18 @@ class Serving:
         began = asyncio.get_running_loop().time()
         if not adopt:
             await self.say(self._preparing(replica, "starting", event), "preparing")
-            await asyncio.to_thread(adoption.remember, replica.workdir, event)
         try:
+            if not adopt:
+                await asyncio.to_thread(adoption.remember, replica.workdir, event)
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
-            await replica.start(self._on_lost, self._on_back, adopt=adopt)
+            await replica.start(self._on_gone, self._on_back, adopt=adopt)
         except (StartFailed, NotAssigned) as error:
             reason = error.reason if isinstance(error, StartFailed) else str(error)
             replica.failure = error if isinstance(error, StartFailed) else StartFailed(reason)
             await self._on_lost(replica)
             return
-        except Exception as error:  # a defect of ours must not leave it preparing for ever
+        except Exception as error:  # a full disk, or a defect: it must not prepare for ever
             logger.exception("! replica of %s broke", replica.spec.name)
             replica.failure = StartFailed(f"the agent broke ({type(error).__name__}: {error})")
             await self._on_lost(replica)
@@ -167,13 +169,17 @@ class Serving:
 
     # -- ending
 
+    async def _on_gone(self, replica: Replica) -> None:
+        """It ended and does not come back; said by the watch in it, which ends with it."""
+        self.soon(self._on_lost(replica))
+
     async def _on_lost(self, replica: Replica) -> None:
         """A replica could not be made ready, or does not come back."""
         failure = replica.failure or StartFailed("it ended")
         failed = ReplicaFailed(
             **self.stamp(replica.tenant),
             data=ReplicaFailed.Data(
-                **self._facts(replica), reason=failure.reason, log_tail=failure.log_tail
+                **self._facts(replica), reason=failure.reason, log_tail=_newest(failure.log_tail)
             ),
         )
         logger.error("! replica of %s failed: %s", replica.spec.name, failure.reason)
@@ -223,20 +229,25 @@ class Serving:
 
     async def drain(self) -> None:
         """Take nothing more, let what runs end, then end every replica."""
+        await self._stop_beginning()
         await asyncio.gather(*(job.drain(self.drain_s) for job in self.jobs.values()))
         await self.stop_everything()
 
     async def stop_everything(self) -> None:
         """End every replica and leave every job, now."""
-        for task in self._beginnings.values():
-            task.cancel()
-        await asyncio.gather(*self._beginnings.values(), return_exceptions=True)
-        self._beginnings.clear()
+        await self._stop_beginning()
         await asyncio.gather(*(replica.stop() for replica in self.replicas.values()))
         self.replicas.clear()
         jobs, self.jobs = list(self.jobs.values()), {}
         for job in jobs:
             await job.close()
+
+    async def _stop_beginning(self) -> None:
+        """What is not ready yet will not be, and opens no job any more."""
+        for task in self._beginnings.values():
+            task.cancel()
+        await asyncio.gather(*self._beginnings.values(), return_exceptions=True)
+        self._beginnings.clear()
 
     async def close(self) -> None:
         """End what is under way, and everything."""
@@ -256,3 +267,14 @@ class Serving:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("! something in the agent broke", exc_info=error)
+
+
+def _newest(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """As many of the last lines as an event has room for."""
+    kept, room = list[str](), TAIL_LIMIT
+    for line in reversed(lines):
+        room -= len(line)
+        if room < 0:
+            break
+        kept.append(line)
+    return tuple(reversed(kept))

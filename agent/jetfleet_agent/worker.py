@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from nats.aio.msg import Msg
 
 from jetfleet import subjects
 from jetfleet.errors import BrokerUnavailable
-from jetfleet.events import InvalidEvent, InvocationQueued, JobLoad, decode
+from jetfleet.events import (
+    InvalidEvent,
+    InvocationCancelRequested,
+    InvocationQueued,
+    JobLoad,
+    decode,
+)
 from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
 from jetfleet_agent.attempt import Task
@@ -55,7 +59,6 @@ class JobWorker:
     publisher: Publisher = field(init=False)
     _pull: Pull = field(init=False)
     _cancelled: dict[str, str] = field(default_factory=dict)  # invocation -> reason
-    _order: deque[str] = field(default_factory=deque)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
     _progress: asyncio.Task[None] | None = None
     _slot_waiters: list[asyncio.Future[None]] = field(default_factory=list)
@@ -99,6 +102,7 @@ class JobWorker:
             async with asyncio.timeout(within_s):
                 # Else what is queued or handed back comes to us again, an attempt less each time.
                 await self._pull.withdraw()
+                self.slots_changed()  # what waits for a replica is handed back now
                 await self.idle.wait()
         except TimeoutError:
             await self._hand_all_back()
@@ -156,11 +160,8 @@ class JobWorker:
             logger.error("! a message of %s is set aside: %s", self.spec.name, error)
             self._say(message, TERM)
             return
-        ours = isinstance(event, InvocationQueued) and (event.tenant, event.data.job) == (
-            self.tenant,
-            self.spec.name,
-        )
-        if not ours or not isinstance(event, InvocationQueued):
+        ours = (self.tenant, self.spec.name)
+        if not isinstance(event, InvocationQueued) or (event.tenant, event.data.job) != ours:
             logger.error("! a message of %s is not an invocation of it", self.spec.name)
             self._say(message, TERM)
             return
@@ -170,19 +171,23 @@ class JobWorker:
         elif self.draining:
             self._say(message, NAK)
         else:  # where a slot is gone meanwhile it waits here: handing it back costs it an attempt
-            self._begin(Task(self, event, message))
+            self._begin(Task(self, event, message, event.data.invocation))
 
     def _begin(self, task: Task) -> None:
         self.tasks[task.invocation] = task
         task.wait()
         self.idle.clear()
-        self._soon(self._run(task))
+        run = asyncio.get_running_loop().create_task(self._run(task))
+        self._background.add(run)
+        run.add_done_callback(self._background.discard)
 
     async def _run(self, task: Task) -> None:
         try:
             done = await task.run(self._cancelled.get(task.invocation))
             if done:
                 self._say(task.message, ACK)
+        except Exception:
+            logger.exception("! invocation %s of %s broke", task.invocation, self.spec.name)
         finally:
             self.tasks.pop(task.invocation, None)
             if not self.tasks:
@@ -209,16 +214,6 @@ class JobWorker:
             for task in list(self.tasks.values()):
                 self._say(task.message, PROGRESS)
 
-    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("! an invocation of %s broke", self.spec.name, exc_info=error)
-
     # -- cancelling
 
     def _on_cancel(self, message: Msg) -> None:
@@ -227,16 +222,15 @@ class JobWorker:
         except InvalidEvent as error:
             logger.warning("a cancellation is set aside: %s", error)
             return
-        if event.type == "jetfleet.invocation.cancel_requested":
+        if isinstance(event, InvocationCancelRequested):
             self.cancel(event.data.invocation, event.data.reason)
 
     def cancel(self, invocation: str, reason: str = "") -> None:
         """Stop it if it runs here; remember it in case it is pulled later."""
         if invocation not in self._cancelled:
             self._cancelled[invocation] = reason
-            self._order.append(invocation)
-            if len(self._order) > CANCELS_KEPT:
-                del self._cancelled[self._order.popleft()]
+            if len(self._cancelled) > CANCELS_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]  # the oldest
         task = self.tasks.get(invocation)
         if task is not None:
             task.cancel(reason)

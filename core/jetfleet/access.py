@@ -81,7 +81,11 @@ _READ_LOG = (
     ),
     "$JS.FC.>",
 )
-_SUBMIT = (subjects.ALL_QUEUED, subjects.cancel(ANY, ANY, ANY), "jf.blob.*.*.in.*.*")
+_SUBMIT = (
+    subjects.ALL_QUEUED,
+    subjects.cancel(ANY, ANY, ANY),
+    subjects.input_blob(ANY, ANY, ANY, ANY),
+)
 
 
 def role_permissions(role: str, *, tenant: str = ANY) -> Permissions:
@@ -107,14 +111,14 @@ def _people_and_services(private: str, tenant: str) -> dict[str, Permissions]:
                 subjects.command(ANY),
                 subjects.revoked(ANY),
             ),
-            (private, "jf.>"),
+            (private, subjects.EVERYTHING),
         ),
         "gateway": Permissions(
             (*_READ_LOG, *_SUBMIT, subjects.ALL_REGISTRY, subjects.ask_query()),
             (
                 private,
-                "jf.inv.*.*.*.done.>",
-                "jf.out.>",
+                subjects.done(ANY, ANY, ANY, ANY, ANY),
+                subjects.output(ANY, ANY),
                 subjects.ALL_REGISTRY,
                 subjects.ALL_TELEMETRY,
             ),
@@ -125,10 +129,16 @@ def _people_and_services(private: str, tenant: str) -> dict[str, Permissions]:
                 *_READ_LOG,
                 subjects.queued(ANY, tenant, ANY, ANY),
                 subjects.cancel(ANY, tenant, ANY),
-                f"jf.blob.{tenant}.*.in.*.*",
+                subjects.input_blob(tenant, ANY, ANY, ANY),
                 subjects.ask_query(),
             ),
-            (private, f"jf.inv.*.{tenant}.*.done.>", "jf.out.>", f"jf.reg.{tenant}.>"),
+            (
+                private,
+                subjects.done(ANY, tenant, ANY, ANY, ANY),
+                subjects.output(ANY, ANY),
+                subjects.model_event(tenant, ANY, ANY),
+                subjects.job_event(tenant, ANY, ANY),
+            ),
         ),
     }
 
@@ -153,7 +163,7 @@ def _parts_of_ours(private: str) -> dict[str, Permissions]:
                 subjects.queue(ANY, ANY, ANY, ANY),  # puts back what a crash kept out of a queue
                 "_R_.>",  # answers to workers, whose requests come from their own account
             ),
-            (private, "jf.>", "$JS.EVENT.ADVISORY.>"),
+            (private, subjects.EVERYTHING, "$JS.EVENT.ADVISORY.>"),
         ),
     }
 

@@ -25,6 +25,7 @@ from jetfleet.commands.common import (
     current_state,
     export,
 )
+from jetfleet.commands.output import shown
 from jetfleet.errors import JetfleetError, MissingExtra
 
 GROUP = "jetfleet.commands"
@@ -40,7 +41,6 @@ EXTRAS_OF_MODULES = {
     "fastapi": "gateway",
     "starlette": "gateway",
     "uvicorn": "gateway",
-    "sse_starlette": "gateway",
     "duckdb": "projections",
     "aiohttp": "agent",
     "psutil": "agent",
@@ -200,5 +200,6 @@ def fail(code: str, message: str, error: BaseException) -> NoReturn:
         sys.stderr.write(json.dumps({"error": {"code": code, "message": message}}) + "\n")
     else:
         red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-        sys.stderr.write(f"{red}error: {' '.join(message.split())}{plain}\n")
+        text = shown(" ".join(message.split()), sys.stderr)
+        sys.stderr.write(f"{red}error: {text}{plain}\n")
     sys.exit(1)

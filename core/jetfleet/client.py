@@ -79,7 +79,7 @@ class Handle:
         """
         if self.waiter.chunks is None:
             await self.waiter.listen(self.client.connection)
-        async for chunk in self.waiter.stream(gaps=gaps):
+        async for chunk in self.waiter.stream(late_join=self.duplicate, gaps=gaps):
             yield chunk
 
     async def cancel(self, reason: str = "") -> None:
@@ -132,12 +132,14 @@ class Client:
             async with asyncio.timeout(CONNECT_S):
                 await self.outcomes.start()
                 await self.registry.start()
-        except TimeoutError:
+        except BaseException as error:  # whoever waited for us has nothing that it could close
             await self.close()
-            raise BrokerUnavailable(
-                f"the broker at {settings.nats_url} answers, but has no registry to read; "
-                "has the conductor or `jetfleet up` made the streams?"
-            ) from None
+            if isinstance(error, TimeoutError):
+                raise BrokerUnavailable(
+                    f"the broker at {settings.nats_url} answers, but has no registry to read; "
+                    "has the conductor or `jetfleet up` made the streams?"
+                ) from None
+            raise
         return self
 
     @classmethod

@@ -137,8 +137,8 @@ class Connection:
             await self.subscribe(prefix + "*", self.stores.on_ack)
         except BaseException as error:  # whoever waited for us has nothing that it could close
             await self.close()
-            if isinstance(error, nats.errors.Error):
-                raise self._refusal(str(error)) from error
+            if isinstance(error, BrokerUnavailable):
+                raise self._refusal(str(error.__cause__)) from error
             raise
         return self
 
@@ -163,7 +163,7 @@ class Connection:
         connecting = asyncio.ensure_future(client.connect(**self._options(on_error)))
         try:
             await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
-            if refused.done() or not connecting.done():
+            if refused.done():
                 raise self._refusal(refused.result())
             connecting.result()
         finally:
@@ -312,9 +312,12 @@ class Connection:
         return answer
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
-        """Call ``callback`` for every message; restored whenever the connection is dialled anew."""
+        """Call ``callback`` for every message. Raises BrokerUnavailable while it is closed."""
         entry = Subscription(subject, queue, callback, self)
-        await entry.start()
+        try:
+            await entry.start()
+        except nats.errors.Error as error:
+            raise BrokerUnavailable(f"cannot subscribe to {subject}: {error}") from error
         self.subscriptions.append(entry)
         return entry
 
@@ -346,12 +349,12 @@ class Connection:
             logger.info("%s: %s (%s)", self.name, text, self.url)
 
     async def _on_reconnected(self) -> None:
-        logger.info("%s: connected again", self.name)
-        self._said = ""
         self.nats.options["reconnect_time_wait"] = RECONNECT_WAIT_S
-        await self._restored()
+        self._restored("connected again")
 
-    async def _restored(self) -> None:
+    def _restored(self, how: str) -> None:
+        logger.info("%s: %s", self.name, how)
+        self._said = ""
         self.stores.send_again()
         for hook in list(self.on_reconnect):
             self.spawn(hook())
@@ -366,15 +369,13 @@ class Connection:
             await asyncio.sleep(wait)
             try:
                 await self._dial()
+                for entry in list(self.subscriptions):
+                    await entry.start()
             except (TimeoutError, BrokerUnavailable, nats.errors.Error, OSError) as error:
                 self._trouble(f"cannot connect: {error}")
                 wait = min(wait * 2, RECONNECT_MOST_S)
                 continue
-            for entry in list(self.subscriptions):
-                await entry.start()
-            logger.info("%s: dialled anew", self.name)
-            self._said = ""
-            await self._restored()
+            self._restored("dialled anew")
             return
 
     def spawn(self, work: Awaitable[None]) -> None:

@@ -17,6 +17,7 @@ JetfleetError
 │   └── QueueFull             429, with retry_after_s
 ├── Unavailable             503: a part of the system cannot be reached; try again
 │   ├── BrokerUnavailable
+│   │   └── NoResponders        nobody answers a request
 │   ├── LogFull
 │   └── QueryUnavailable
 ├── QueryFailed             400: the SQL was refused, or ended with an error
@@ -29,7 +30,6 @@ JetfleetError
 ├── StartupError            a process cannot start: port taken, second start, bad settings
 ├── ApiError                JetStream refused a request
 │   └── WrongSequence         somebody else wrote first
-├── NoResponders            nobody answers a request
 └── EventUnreadable         what the log holds of an invocation cannot be read
 """
 
@@ -154,6 +154,12 @@ class BrokerUnavailable(Unavailable):
     code = "broker_unavailable"
 
 
+class NoResponders(BrokerUnavailable):
+    """Nobody answers this request; try again."""
+
+    code = "no_responders"
+
+
 class LogFull(Unavailable):
     """The log refuses new events (full, or its disk is); free space or raise its limits."""
 
@@ -241,12 +247,6 @@ class WrongSequence(ApiError):
     """Somebody else wrote to the subject first; fold what is new and decide again."""
 
     code = "wrong_sequence"
-
-
-class NoResponders(JetfleetError):
-    """Nobody answers this request."""
-
-    code = "no_responders"
 
 
 class EventUnreadable(JetfleetError):

@@ -92,7 +92,8 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._scheduled = False  # a write at the end of this turn of the loop
-        self._written = 0.0  # when one was last made at once
+        self._written = 0.0  # when one was last made
+        self._alone = True  # that one carried a single message
         self._pending: list[bytes] = []
         if AVAILABLE:
             self._ps: Parser = FastParser(self)
@@ -200,9 +201,7 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             or transport._io_writer.transport.get_write_buffer_size() > WRITE_BUFFER
         ):
             return False
-        now = self._now()
-        if now - self._written > IDLE_S:
-            self._written = now
+        if self._alone and self._now() - self._written > IDLE_S:
             self._write_out()
         else:  # busy: let others of this turn come along
             self._scheduled = True
@@ -214,6 +213,7 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if self._pending and self.is_connected and self._transport is not None:
             pending = self._pending
             self._pending, self._pending_data_size = [], 0
+            self._alone, self._written = len(pending) == 1, self._now()
             self._transport.writelines(pending)
 
 

@@ -332,9 +332,9 @@ def _(event: ReplicaPreparing, state: FleetState, seq: int) -> FleetState:
 def _(event: ReplicaReady, state: FleetState, seq: int) -> FleetState:
     data = event.data
     changed = _change_replica(state, data.replica, data.worker, "ready", ready_at=event.time)
-    key = ((event.tenant, data.job), data.worker)
-    if changed is state or key not in state.failures:
-        return changed
+    if changed is state:
+        return state
+    key = (state.replicas[data.replica].key, data.worker)
     return replace(changed, failures={k: v for k, v in state.failures.items() if k != key})
 
 
@@ -343,7 +343,7 @@ def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
     data = event.data
     if not _known(state, data.replica, data.worker):
         return state
-    key = ((event.tenant, data.job), data.worker)
+    key = (state.replicas[data.replica].key, data.worker)  # its job is a claim of the worker
     times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
     return replace(_without(state, data.replica), failures={**state.failures, key: times})
 

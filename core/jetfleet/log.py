@@ -19,7 +19,7 @@ from typing import Any, Literal
 from nats.aio.msg import Msg
 
 from jetfleet import access
-from jetfleet.connection import ApiError, Connection, NoResponders, Subscription
+from jetfleet.connection import ApiError, Connection, Subscription
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import AnyEvent, InvalidEvent, decode
 from jetfleet.streams import SECOND
@@ -142,11 +142,11 @@ class LogReader:
 
     async def _open(self) -> None:
         """Make the consumer right behind what was seen, waiting for the broker where needed."""
-        await self._close()
         while True:
+            await self._close()
             try:
                 await self._create()
-            except (ApiError, BrokerUnavailable, NoResponders) as error:
+            except (ApiError, BrokerUnavailable) as error:
                 logger.info("cannot read %s yet: %s", self.stream, error)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -155,7 +155,6 @@ class LogReader:
     async def _create(self) -> None:
         name = f"r{secrets.token_hex(8)}"
         inbox = f"{access.inbox(self.connection.user)}.{name}"
-        self._arrived.clear() if self._next is None else None
         self._subscription = await self.connection.subscribe(inbox, self._on_message)
         config: dict[str, Any] = {
             "name": name,

@@ -146,10 +146,10 @@ class LogFeed:
         replica = message.subject.rsplit(".", 1)[1]
         try:
             said = json.loads(message.data)
-            if not isinstance(said["lines"], list):
+            kinds = {"lines": list, "first": int, "run": int}
+            if not all(isinstance(said[name], kind) for name, kind in kinds.items()):
                 raise TypeError
-            int(said["first"]), int(said["run"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             logger.warning("a message on %s is none of log lines", message.subject)
             return {"lines": [], "first": 1, "run": 0}, replica
         return said, replica

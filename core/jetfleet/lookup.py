@@ -66,7 +66,7 @@ class Lookup:
     ) -> InvocationView | None:
         """Fold this invocation's events from ``start`` to the end of the log."""
         tenant = self.settings.tenant
-        subject = f"jf.inv.*.{tenant}.{view.job if view else '*'}.>"
+        subject = subjects.invocations_of(tenant, view.job if view else subjects.ANY)
         reader = LogReader(self.connection, INVOCATIONS, (subject,), start=start)
         needle = invocation.encode()
         unreadable: dict[tuple[str, ...], str] = {}

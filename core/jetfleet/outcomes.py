@@ -84,6 +84,7 @@ class Waiter:
         try:
             return await future
         finally:
+            self.futures.remove(future)
             if timer is not None:
                 timer.cancel()
 
@@ -230,9 +231,14 @@ async def watch(
             target.resolve(body)
 
     subscription = await connection.subscribe(subject, take)
-    async for batch in LogReader(connection, INVOCATIONS, (subject,), start=queued_seq).batches():
-        for message in batch:
-            take(message)
+    reader = LogReader(connection, INVOCATIONS, (subject,), start=queued_seq)
+    try:
+        async for batch in reader.batches():
+            for message in batch:
+                take(message)
+    except BaseException:
+        _stop_soon(connection, subscription)
+        raise
     return subscription
 
 

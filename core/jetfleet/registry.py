@@ -7,7 +7,6 @@ when this fold has it, so that a caller reads what it wrote.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -72,21 +71,23 @@ class Registry:
         self._reader = LogReader(self.connection, REGISTRY, follow=True)
         self._task = asyncio.create_task(self._follow())
         waiter = asyncio.create_task(self._reader.caught_up.wait())
-        await asyncio.wait({waiter, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        waiter.cancel()
+        try:
+            await asyncio.wait({waiter, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
         if self._task.done():
             self._task.result()
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def ready(self) -> bool:
-        """Whether everything that was there at the start is folded."""
-        return self._task is not None and self._reader.caught_up.is_set()
+        """Whether everything that was there at the start is folded, and the rest is followed."""
+        following = self._task is not None and not self._task.done()
+        return following and self._reader.caught_up.is_set()
 
     async def _follow(self) -> None:
         async for record in read_records(self._reader):

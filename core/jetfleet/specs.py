@@ -34,7 +34,8 @@ IMAGE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"
 class Frozen(BaseModel):
     """Base of every value here: immutable, and unknown fields are errors, not silence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity: it would be written as null, and read back as what is left out.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ContractName(StrEnum):

@@ -18,11 +18,12 @@ from pydantic_core import from_json
 from jetfleet.errors import ApiError, BrokerUnavailable, JetfleetError, LogFull, WrongSequence
 from jetfleet.fastlane import FastNats
 
-RESEND_WAIT_S = 0.05  # JetStream answers "no responders" for a moment after a restart
+RESEND_WAIT_S = 0.05  # after a restart, until JetStream is up; or until a full buffer is sent
 SWEEP_S = 0.25
 # Error codes of the JetStream API (nats-server, errors.json).
 WRONG_LAST_SEQUENCE = 10071
 FULL = {10023, 10047, 10077, 10122}  # insufficient resources, storage or limits exceeded
+_PASSING = (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class Stores:
         self, subject: str, body: bytes, header: bytes, timeout_s: float | None, *, again: bool
     ) -> Stored:
         """See ``Connection.store``; ``again``: it may be sent again."""
+        if self.closed:
+            raise BrokerUnavailable(f"cannot publish to {subject}: the connection is closed")
         self._counter = number = self._counter + 1
         future: asyncio.Future[Stored] = self._loop.create_future()
         deadline = float("inf") if timeout_s is None else self._loop.time() + timeout_s
@@ -89,11 +92,11 @@ class Stores:
             self.client().publish_trusted(
                 entry.subject, entry.body, f"{self.prefix}{number}", entry.header
             )
-        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
-            if not entry.repeatable:
-                entry.fail(BrokerUnavailable(f"cannot publish to {entry.subject}: {error}"))
         except nats.errors.Error as error:
-            entry.fail(BrokerUnavailable(f"cannot publish to {entry.subject}: {error}"))
+            if not (entry.repeatable and isinstance(error, _PASSING)):
+                entry.fail(BrokerUnavailable(f"cannot publish to {entry.subject}: {error}"))
+            elif self.client().is_connected:  # too much at once; else it is sent on reconnecting
+                self._loop.call_later(RESEND_WAIT_S, self._resend, number)
 
     def on_ack(self, message: Msg) -> None:
         """The broker's answer to one of them."""

@@ -154,6 +154,7 @@ def outcome_of(message_id: str) -> str:
 
 
 # -- filters
+EVERYTHING = "jf.>"
 ALL_INVOCATIONS = "jf.inv.>"
 ALL_QUEUED = queued(ANY, ANY, ANY, ANY)
 ALL_REGISTRY = "jf.reg.>"
@@ -161,6 +162,11 @@ ALL_FLEET = "jf.fleet.>"
 ALL_CONTROL = "jf.ctl.>"
 ALL_TELEMETRY = telemetry(ANY)
 ALL_PAYLOADS = "jf.blob.>"
+
+
+# jf.inv.*.<tenant>.<job>.>: all that is said of a job's invocations
+def invocations_of(tenant: str, job: str) -> str:
+    return f"jf.inv.*.{tenant}.{job}.>"
 
 
 # -- consumers and streams of the queue -----------------------------------------------------------

@@ -9,7 +9,6 @@ grace and then killed, and nothing that a program left behind survives it.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
 from jetfleet import processes
+from jetfleet.commands.output import printable
 from jetfleet.errors import StartupError
 
 FIRST_WAIT_S = 0.2  # before the first restart; doubled each time
@@ -36,7 +36,6 @@ PROBE_EVERY_S = 0.05
 DRAIN_OUTPUT_S = 0.5  # for the last lines of a program that ended
 LONGEST_LINE = 8192
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95)
 
 Probe = Callable[[], Awaitable[bool]]
@@ -83,7 +82,7 @@ class Journal:
             colour = _COLOURS[list(self.names).index(name) % len(_COLOURS)]
             stamp, column = f"\x1b[2m{stamp}\x1b[0m", f"\x1b[{colour}m{column}\x1b[0m"
         try:
-            self.out.write(f"{stamp} {column} │ {_CONTROL.sub('', text)}\n")
+            self.out.write(f"{stamp} {column} │ {printable(text)}\n")
             self.out.flush()
         except BrokenPipeError:
             self.broken = True  # nobody reads any more; the programs go on

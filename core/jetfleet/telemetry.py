@@ -40,10 +40,4 @@ async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:
     # The subject is vouched for by the broker; a body that names another worker is not believed.
     if not isinstance(event, WorkerHeartbeat) or event.data.worker != worker:
         return None
-    return Heard(_broker_time(headers["Nats-Time-Stamp"]), event)
-
-
-def _broker_time(text: str) -> datetime:
-    """A header's time: RFC 3339 with up to nine digits of a second, of which six are kept."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{fraction[:6].ljust(6, '0')}+00:00")
+    return Heard(datetime.fromisoformat(headers["Nats-Time-Stamp"]), event)

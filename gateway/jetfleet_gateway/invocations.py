@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -111,7 +112,7 @@ router = APIRouter(tags=["invocations"], generate_unique_id_function=operation_n
 async def list_invocations(
     request: Request, filters: Annotated[Filters, Query()]
 ) -> Page[InvocationSummary]:
-    """Newest first. From a projection: an invocation appears here a moment after it is accepted."""
+    """Newest first, with all that were accepted before the question was asked."""
     client = door_of(request).live()
     rows = await client.query(
         "invocations",
@@ -143,12 +144,9 @@ async def show_invocation(
     client = door_of(request).live()
     view = await client.find(id)
     if wait_s > 0 and not view.ended:
-        try:
+        with suppress(OutcomePending):
             await client.outcome(id, wait_s)
-        except OutcomePending:
-            view = await client.find(id)  # it may have been started meanwhile
-        else:
-            view = await client.find(id)
+        view = await client.find(id)  # started, or ended, meanwhile
     return await _answer(client, view)
 
 

@@ -7,7 +7,7 @@ routes that hand FastAPI's request straight to the function (``RawRoute``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -296,7 +296,7 @@ async def _view(client: Client, handle: Handle) -> InvocationView | None:
     """The invocation as it is now; None: accepted it is, but how far cannot be told right now."""
     try:
         return await client.find(handle.invocation)
-    except (errors.Unavailable, InvocationNotFound):
+    except (errors.Unavailable, errors.QueryFailed, InvocationNotFound):
         return None
 
 
@@ -323,11 +323,12 @@ async def _cancel(client: Client, invocation: str) -> None:
 
 
 def _stream(call: Call, client: Client, handle: Handle) -> EventStream:
-    async def pending() -> bytes:
+    async def pending() -> AsyncIterator[bytes]:
         view = await _view(client, handle)
         if view is not None and view.outcome is not None:
-            return await outcome_event(client, view.outcome)
-        return sse.event("pending", _accepted_fields(handle, view))
+            yield await outcome_event(client, view.outcome)
+        else:
+            yield sse.event("pending", _accepted_fields(handle, view))
 
     async def gone() -> None:
         await handle.waiter.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -33,10 +33,10 @@ class EventStream(Response):
     """Sends what ``events`` yields as it comes.
 
     Args:
-        events: encoded events (``event``). An error of ours that it raises becomes a last event
+        events: encoded events (``event``). An error that it raises becomes a last event
             ``problem`` with the problem document as its data.
-        limit_s: when the stream ends at the latest (None: when ``events`` does); then with what
-            ``at_limit`` returns as its last event.
+        limit_s: when ``events`` ends at the latest (None: by itself); then what ``at_limit`` gives
+            comes last.
         on_gone: called when the client goes away before the end.
         keep_alive_s: a comment is sent after this much silence.
     """
@@ -49,7 +49,7 @@ class EventStream(Response):
         *,
         headers: Mapping[str, str] | None = None,
         limit_s: float | None = None,
-        at_limit: Callable[[], Awaitable[bytes]] | None = None,
+        at_limit: Callable[[], AsyncIterator[bytes]] | None = None,
         on_gone: Callable[[], Awaitable[None]] | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
@@ -86,24 +86,15 @@ class EventStream(Response):
 
     async def _pump(self, send: Send) -> None:
         try:
-            async with asyncio.timeout(self.limit_s), contextlib.aclosing(self._events()) as events:
-                async for each in events:
-                    await self._send(send, each)
+            async with asyncio.timeout(self.limit_s), contextlib.aclosing(self.events):
+                await self._send_all(send, self.events)
         except TimeoutError:
             if self.at_limit is not None:
-                await self._send(send, await self.at_limit())
+                await self._send_all(send, self.at_limit())
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        """``self.events``, with its error, if any, as the last event."""
-        try:
-            async with contextlib.aclosing(self.events) as events:
-                async for each in events:
-                    yield each
-        except JetfleetError as error:
-            yield _problem(error)
-        except Exception as error:
-            logger.exception("an event stream broke")
-            yield _problem(InternalError(str(error)))
+    async def _send_all(self, send: Send, events: AsyncIterator[bytes]) -> None:
+        async for each in _told(events):
+            await self._send(send, each)
 
     async def _send(self, send: Send, data: bytes) -> None:
         self._sent_at = asyncio.get_running_loop().time()
@@ -116,6 +107,18 @@ class EventStream(Response):
             await asyncio.sleep(self._sent_at + self.keep_alive_s - loop.time())
             if loop.time() - self._sent_at >= self.keep_alive_s:
                 await self._send(send, _COMMENT)
+
+
+async def _told(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """``events``, with their error, if any, as the last one."""
+    try:
+        async for each in events:
+            yield each
+    except JetfleetError as error:
+        yield _problem(error)
+    except Exception as error:
+        logger.exception("an event stream broke")
+        yield _problem(InternalError(str(error)))
 
 
 def _problem(error: JetfleetError) -> bytes:

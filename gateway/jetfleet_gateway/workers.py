@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from jetfleet import errors
 from jetfleet.errors import WorkerNotFound
 from jetfleet_gateway.door import door_of
+from jetfleet_gateway.models import LIMIT
 from jetfleet_gateway.openapi import operation_name, refusals_of
 from jetfleet_gateway.responses import Answer, Page
 
@@ -63,14 +64,29 @@ class WorkerDetail(Worker):
 
 
 _ERRORS = (errors.BrokerUnavailable, errors.QueryUnavailable)
+_CURSOR = Query(ge=0, lt=2**63, description="`next_cursor` of the page before")
 router = APIRouter(tags=["workers"], generate_unique_id_function=operation_name)
 
 
-@router.get("/v1/workers", response_model=Page[Worker], responses=refusals_of(*_ERRORS))
-async def list_workers(request: Request) -> Page[Worker]:
-    """All workers that ever joined, those that left or were lost too."""
-    rows = await door_of(request).live().query("workers")
-    return Page(items=[Worker.model_validate(_fields(row)) for row in rows.dicts()])
+@router.get(
+    "/v1/workers",
+    response_model=Page[Worker],
+    responses=refusals_of(errors.InvalidRequest, *_ERRORS),
+)
+async def list_workers(
+    request: Request,
+    cursor: Annotated[int | None, _CURSOR] = None,
+    limit: Annotated[int, LIMIT] = 100,
+) -> Page[Worker]:
+    """Workers that ever joined, those that left or were lost too; last joined first."""
+    client = door_of(request).live()
+    # One more says whether there is a next page.
+    rows = (await client.query("workers", before=cursor, limit=limit + 1)).dicts()
+    page = rows[:limit]
+    return Page(
+        items=[Worker.model_validate(_fields(row)) for row in page],
+        next_cursor=str(page[-1]["joined_seq"]) if len(rows) > limit else None,
+    )
 
 
 @router.get(

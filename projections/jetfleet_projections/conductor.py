@@ -67,7 +67,7 @@ class Conductor:
     rounds: int = 0  # looks at the whole since it began
     _readers: list[LogReader] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _heard: dict[str, float] = field(default_factory=dict)  # worker session -> monotonic seconds
+    _heard: dict[str, float] = field(default_factory=dict)  # by worker, loop time
     _consumers: dict[str, dict[str, Any]] = field(default_factory=dict)
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
     reaper: Reaper = field(init=False)
@@ -183,9 +183,9 @@ class Conductor:
             logger.info(
                 "↕ %s from %s to %d: %s", data.job, data.before, data.desired, data.why.reason
             )
-        last = fleet.control_seq
-        for decision in placement.place(Observation(registry, fleet), self.stamp.clock.now()):
-            event, subject = self._event(decision)
+        last, seen = fleet.control_seq, Observation(registry, fleet)
+        for decision in placement.place(seen, self.stamp.clock.now()):
+            event, subject = self._event(decision, seen)
             if not await self._append(event, subject, last):
                 return
             last = self._decided_seq
@@ -205,13 +205,13 @@ class Conductor:
         self._decided_seq = stored.seq
         return True
 
-    def _event(self, decision: Decision) -> tuple[Event, str]:
+    def _event(self, decision: Decision, seen: Observation) -> tuple[Event, str]:
         why = Why(
             policy=placement.NAME,
             policy_version=placement.VERSION,
             reason=decision.reason,
-            observed_registry_seq=self.registry.seq,
-            observed_fleet_seq=self.fleet.seq,
+            observed_registry_seq=seen.registry.seq,
+            observed_fleet_seq=seen.fleet.seq,
             candidates=decision.candidates if isinstance(decision, Assign) else (),
         )
         if isinstance(decision, Assign):
@@ -292,10 +292,10 @@ class Conductor:
                 self.speeds = evolve_speeds(self.speeds, beat)
         state = self.fleet.workers.get(worker)
         if state is not None and state.status in ("lost", "left"):
-            # It lives after all (it was cut off or stopped): let it announce itself anew.
-            self.connection.spawn(
-                self.connection.publish(subjects.command(worker), b'{"rejoin":true}')
-            )
+            # It lives after all (it was cut off or stopped): let it announce itself anew, unless
+            # it has done so already and we have not folded that yet.
+            nudge = b'{"rejoin":%d}' % state.joined_seq
+            self.connection.spawn(self.connection.publish(subjects.command(worker), nudge))
 
     async def _declare_lost(self) -> None:
         if not self.connection.connected:

@@ -118,8 +118,10 @@ class Feed:
         if len(self._replies) < LIVE and not hurry.is_set():
             hurried = asyncio.ensure_future(hurry.wait())
             hurried.add_done_callback(lambda _: self._wake.set())
-            await self._wait(LIVE, linger_s)
-            hurried.cancel()
+            try:
+                await self._wait(LIVE, linger_s)
+            finally:
+                hurried.cancel()
 
     async def take(self, most: int) -> Batch:
         """The messages that wait, at most ``most``; moves the position. Empty: they must be read
@@ -194,6 +196,7 @@ class Feed:
                 level = logging.INFO if waited == 0 else logging.DEBUG
                 logger.log(level, "%s cannot be read yet: %s", self.stream, error)
                 waited += 1
+                await self._close()
                 await asyncio.sleep(RETRY_S)
 
     async def _create(self) -> None:

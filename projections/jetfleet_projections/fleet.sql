@@ -3,11 +3,12 @@
 -- name: insert_decisions
 INSERT INTO decisions
 SELECT seq, stored_at, tenant, job, split_part(type, '.', 3), worker, replica,
-    data ->> '$.why.policy', (data ->> '$.why.policy_version')::INTEGER, data ->> '$.why.reason',
+    (data ->> '$.desired')::INTEGER, data ->> '$.why.policy', (data ->> '$.why.policy_version')::INTEGER, data ->> '$.why.reason',
     (data ->> '$.why.observed_registry_seq')::BIGINT, (data ->> '$.why.observed_fleet_seq')::BIGINT,
     data -> '$.why.candidates'
 FROM staged
-WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released') ORDER BY seq;
+WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released', 'jetfleet.job.scaled')
+ORDER BY seq;
 
 -- name: insert_admissions
 INSERT INTO admissions

@@ -115,7 +115,7 @@ class Watcher:
         for key in self.watches.keys() - wanted:
             del self.watches[key]
             if (heard := self._heard.pop(key, None)) is not None:
-                await heard.drain()
+                await heard.stop()
         for key in wanted - self._heard.keys():
             watch = self.watches[key] = JobWatch(self.monotonic())
             tenant, job = key

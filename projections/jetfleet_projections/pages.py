@@ -45,9 +45,10 @@ def pages(
     size = total = 0
     truncated = False
     for count, row in enumerate(rows):
+        if truncated := count == most:
+            break
         text = _row(row, is_json)
-        if count == most or total + len(text) > TOTAL_BYTES:
-            truncated = True
+        if truncated := total + len(text) > TOTAL_BYTES:
             break
         if parts and size + len(text) > PAGE_BYTES:
             yield f'{head}{",".join(parts)}],"more":true,"truncated":false}}'.encode()

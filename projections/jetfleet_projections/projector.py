@@ -65,7 +65,7 @@ class Projector:
         return {stream: at.seq for stream, at in self.warehouse.positions.items()}
 
     async def run(self) -> None:
-        """Follow until cancelled; what was taken from a stream by then is folded first.
+        """Follow until cancelled; a batch that is being written by then is written whole.
 
         Raises:
             duckdb.FatalException: the file cannot be used any more; start anew.
@@ -108,12 +108,12 @@ class Projector:
         return Copy(path, self.warehouse.commits, self.position)
 
     async def _ends(self) -> dict[str, int]:
-        """The last sequence of each stream, as the broker has it."""
+        """The last sequence of each stream, as the broker has it; 0 where all has aged out."""
         answers = await asyncio.gather(
             *(self.connection.api(f"STREAM.INFO.{stream}") for stream in STREAMS)
         )
         return {
-            stream: answer["state"]["last_seq"]
+            stream: answer["state"]["last_seq"] if answer["state"]["messages"] else 0
             for stream, answer in zip(STREAMS, answers, strict=True)
         }
 

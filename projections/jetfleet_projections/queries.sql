@@ -37,15 +37,23 @@ failing AS (
     SELECT tenant, job, arg_max(reason, changed_seq) FILTER (state = 'failed') AS failure,
         max(changed_seq) FILTER (state = 'failed') AS failed, max(changed_seq) FILTER (state = 'ready') AS readied
     FROM replicas GROUP BY tenant, job
+),
+-- Of jobs whose number follows the work: what was decided last, if of this job and no former one.
+sized AS (
+    SELECT tenant, job, arg_max(desired, seq) AS desired, arg_max(observed_registry_seq, seq) AS registry_seq
+    FROM decisions WHERE decision = 'scaled' GROUP BY tenant, job
 )
 SELECT j.job, j.model || ':' || j.model_version AS model, j.enabled, coalesce(s.ready, 0) AS ready,
-    j.replicas AS wanted, coalesce(s.preparing, 0) AS preparing, coalesce(w.queued, 0) AS queued,
+    CASE WHEN j.spec ->> '$.scaling.policy' <> 'static' AND d.registry_seq >= j.created_seq
+        THEN greatest(j.min_replicas, least(j.max_replicas, d.desired)) ELSE j.replicas END AS wanted,
+    coalesce(s.preparing, 0) AS preparing, coalesce(w.queued, 0) AS queued,
     coalesce(w.running, 0) AS running,
     greatest(0, (epoch_us(now()) - epoch_us(w.oldest)) / 1e6) AS oldest_wait_s,
     CASE WHEN f.failed > coalesce(f.readied, 0) THEN f.failure END AS failure
 FROM jobs j LEFT JOIN work w ON w.tenant = j.tenant AND w.job = j.job
     LEFT JOIN serving s ON s.tenant = j.tenant AND s.job = j.job
     LEFT JOIN failing f ON f.tenant = j.tenant AND f.job = j.job
+    LEFT JOIN sized d ON d.tenant = j.tenant AND d.job = j.job
 WHERE $tenant IS NULL OR j.tenant = $tenant
 ORDER BY j.job;
 
@@ -57,9 +65,10 @@ WHERE ($tenant IS NULL OR tenant = $tenant) AND ($job IS NULL OR job = $job)
 ORDER BY tenant, job;
 
 -- name: workers
--- All workers that ever joined, last joined first.
--- params: limit BIGINT = 1000
-SELECT * FROM workers ORDER BY joined_seq DESC LIMIT $limit;
+-- All workers that ever joined, last joined first. `before`: a position in FLEET, as in `joined_seq`.
+-- params: before BIGINT, limit BIGINT = 1000
+SELECT * FROM workers WHERE $before IS NULL OR joined_seq < $before
+ORDER BY joined_seq DESC LIMIT $limit;
 
 -- name: worker
 -- One worker.
@@ -135,7 +144,6 @@ ORDER BY i.queued_seq LIMIT 1;
 
 -- name: invocation_events
 -- Every event of an invocation, oldest first.
--- fresh: no
 -- params: invocation! UUID
 SELECT seq, stored_at, id, type, time, source, worker, causation, trace, data
 FROM events WHERE stream = 'INVOCATIONS' AND invocation = $invocation::UUID ORDER BY seq;

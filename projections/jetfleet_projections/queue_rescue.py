@@ -3,10 +3,13 @@
 A queue follows the log within a millisecond, and after a restart of the broker goes on from the
 time of its last message. If it was empty then, an event that the log took in that last millisecond
 can be passed over. The log still has it: compare, and put it back.
+
+However long the broker was away, that event is among the last ones before the pause.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from datetime import datetime, timedelta
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
+from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import OUTCOMES, InvocationQueued, OutcomeEvent
 from jetfleet.log import LogReader, Message, Record, record
 from jetfleet.streams import INVOCATIONS
@@ -22,6 +26,7 @@ from jetfleet_projections.queue_scan import QueueScan
 
 logger = logging.getLogger("jetfleet.rescue")
 UNSETTLED = timedelta(seconds=1)  # younger than this may still be on its way into its queue
+BEFORE = 10_000  # far more than what the log takes in a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Missing:
     """A queued event that has neither an outcome nor a place in its queue."""
 
     shard: int
+    seq: int  # in the log
     event: InvocationQueued
     body: bytes
 
@@ -38,13 +44,14 @@ async def rescue(
 ) -> int:
     """Put back what is missing of the last ``since`` before ``now``; returns how many.
 
-    What was younger than ``UNSETTLED`` at ``now`` is left alone.
+    ``BEFORE`` events before that are looked at too, for a broker that was away longer. What was
+    younger than ``UNSETTLED`` at ``now`` is left alone.
 
     Reads the log first and the queues after it, so that what finishes or arrives meanwhile is
     seen; putting one back twice changes nothing (message id), and running one twice still has one
     outcome that counts.
     """
-    start = now - since
+    start = await _first_since(connection, now - since) - BEFORE
     open_: dict[tuple[str, str, str], Record] = {}
     filters = (
         subjects.ALL_QUEUED,
@@ -64,6 +71,18 @@ async def rescue(
     if count:
         logger.warning("↻ %d invocations put back into their queues after a restart", count)
     return count
+
+
+async def _first_since(connection: Connection, at: datetime) -> int:
+    """Sequence in the log of the first event since then; of the next one, when there is none."""
+    request = {"start_time": at.isoformat(), "next_by_subj": subjects.ALL_INVOCATIONS}
+    reply = await connection.ask(f"$JS.API.DIRECT.GET.{INVOCATIONS}", json.dumps(request).encode())
+    headers = reply.headers or {}
+    if "Nats-Sequence" in headers:
+        return int(headers["Nats-Sequence"])
+    if headers.get("Status") != "404":
+        raise BrokerUnavailable(f"{INVOCATIONS} cannot be read: {headers.get('Status')}")
+    return int((await connection.api(f"STREAM.INFO.{INVOCATIONS}"))["state"]["last_seq"]) + 1
 
 
 def _follow(open_: dict[tuple[str, str, str], Record], message: Message) -> None:
@@ -97,7 +116,7 @@ def _missing(record: Record, scans: Sequence[QueueScan], now: datetime) -> Missi
     shard = int(record.subject.split(".")[2])
     if shard >= len(scans) or event.data.invocation in scans[shard].by_invocation:
         return None
-    return Missing(shard, event, record.body)
+    return Missing(shard, record.seq, event, record.body)
 
 
 async def _still_open(connection: Connection, missing: Missing) -> bool:
@@ -106,8 +125,7 @@ async def _still_open(connection: Connection, missing: Missing) -> bool:
     done = subjects.done(
         missing.shard, event.tenant, event.data.job, event.data.origin, subjects.ANY
     )
-    start = event.time - timedelta(seconds=30)
-    async for batch in LogReader(connection, INVOCATIONS, (done,), start=start).batches():
+    async for batch in LogReader(connection, INVOCATIONS, (done,), start=missing.seq).batches():
         if any(_outcome_of(message) == event.data.invocation for message in batch):
             return False
     return True

@@ -1,7 +1,8 @@
 """Looking into the queues: what is unfinished, found by reading only what is new since last time.
 
 A WorkQueue stream holds exactly the unfinished invocations, so a pass from the last position on
-sees the new ones, and the stream's first sequence tells which old ones are gone.
+sees the new ones, and the stream's first sequence tells which old ones are gone. What ended while
+an older one still waits is not noticed by that: ask ``still_holds`` before acting on it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from jetfleet import access, subjects
-from jetfleet.connection import Connection
+from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import InvalidEvent, InvocationQueued, decode
 
@@ -45,7 +46,7 @@ class Queued:
 
 @dataclass(slots=True, eq=False)
 class QueueScan:
-    """The unfinished invocations of one shard."""
+    """The unfinished invocations of one shard, and some that ended since: see the module."""
 
     connection: Connection
     shard: int
@@ -88,8 +89,20 @@ class QueueScan:
         return new
 
     def forget(self, item: Queued) -> None:
-        if self.items.pop(item.seq, None) is not None:
-            self.by_invocation.pop(item.invocation, None)
+        self.items.pop(item.seq, None)
+        if self.by_invocation.get(item.invocation) is item:  # not another one under its id
+            del self.by_invocation[item.invocation]
+
+    async def still_holds(self, item: Queued) -> bool:
+        """Whether it is unfinished; one that ended behind older ones is forgotten here at last."""
+        try:
+            await self.connection.api(f"STREAM.MSG.GET.{self.stream}", {"seq": item.seq})
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+            self.forget(item)
+            return False
+        return True
 
     def _forget_below(self, first: int) -> None:
         for seq, item in list(self.items.items()):

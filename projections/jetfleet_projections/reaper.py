@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class Reaper:
     fleet: Callable[[], FleetState]
     scans: list[QueueScan] = field(init=False)
     _due: list[tuple[float, int, int]] = field(default_factory=list)  # (time, shard, queue seq)
-    _cancels: dict[str, InvocationCancelRequested] = field(default_factory=dict)
+    # By invocation: when the broker took the request, and what it says.
+    _cancels: dict[str, tuple[datetime, InvocationCancelRequested]] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _rescue_at: datetime | None = field(default_factory=lambda: datetime.now(UTC) + UNSETTLED)
 
@@ -92,7 +94,7 @@ class Reaper:
         async for record in read_records(reader):
             vouched = record.event and not disagreement(INVOCATIONS, record.subject, record.event)
             if vouched and isinstance(record.event, InvocationCancelRequested):
-                self._cancels[record.event.data.invocation] = record.event
+                self._cancels[record.event.data.invocation] = (record.time, record.event)
                 self._wake.set()
 
     async def _pass(self) -> None:
@@ -114,19 +116,19 @@ class Reaper:
     # -- cancelling
 
     async def _cancel_queued(self) -> None:
-        for invocation, request in list(self._cancels.items()):
+        for invocation, (asked_at, request) in list(self._cancels.items()):
             item = self._find(invocation)
             if item is not None and (item.tenant, item.job) != (request.tenant, request.data.job):
                 del self._cancels[invocation]  # whoever asks has no say in that job
             elif item is None:
                 # Done already, or not in its queue yet: give the queue a moment to follow the log.
-                if datetime.now(UTC) - request.time > timedelta(seconds=2 * RECHECK_S):
+                if datetime.now(UTC) - asked_at > timedelta(seconds=2 * RECHECK_S):
                     del self._cancels[invocation]
             elif await self._nobody_has(item):
-                await self._end(item, _cancelled(self.stamp, item, request.data.reason))
+                await self._end(item, self._cancelled(item, request.data.reason))
                 del self._cancels[invocation]
             else:
-                await self._nudge(item)
+                await self._nudge(item, request.data.reason)
 
     def _find(self, invocation: str) -> Queued | None:
         for scan in self.scans:
@@ -134,42 +136,44 @@ class Reaper:
                 return item
         return None
 
-    async def _nudge(self, item: Queued) -> None:
+    async def _nudge(self, item: Queued, reason: str) -> None:
         """A worker has it: tell the job's workers again, in case the event passed them by."""
         workers = {
             r.worker for r in self.fleet().replicas.values() if r.key == (item.tenant, item.job)
         }
+        body = json.dumps({"cancel": item.invocation, "reason": reason}).encode()
         for worker in workers:
-            await self.connection.publish(
-                subjects.command(worker), b'{"cancel":"%s"}' % item.invocation.encode()
-            )
+            await self.connection.publish(subjects.command(worker), body)
 
     # -- expiring
 
     async def _expire(self) -> None:
         now = datetime.now(UTC).timestamp()
         while self._due and self._due[0][0] <= now:
-            _, shard, seq = heapq.heappop(self._due)
+            _, shard, seq = self._due[0]
             item = self.scans[shard].items.get(seq)
             if item is None:
+                heapq.heappop(self._due)
                 continue
+            # Looked at again until it is gone: a worker may have it, or this look may fail.
+            heapq.heapreplace(self._due, (now + RECHECK_S, shard, seq))
             if await self._nobody_has(item):
                 data = InvocationExpired.Data(
                     invocation=item.invocation, job=item.job, expires_at=item.expires_at
                 )
                 await self._end(item, InvocationExpired(**self._envelope(item), data=data))
-            else:
-                heapq.heappush(self._due, (now + RECHECK_S, shard, seq))
 
     async def _sweep_deleted(self) -> None:
         jobs = self.registry().jobs
         for scan in self.scans:
             for item in list(scan.items.values()):
                 if (item.tenant, item.job) not in jobs and await self._nobody_has(item):
-                    await self._end(item, _cancelled(self.stamp, item, "the job was deleted"))
+                    await self._end(item, self._cancelled(item, "the job was deleted"))
 
     async def _nobody_has(self, item: Queued) -> bool:
-        """Whether no worker can be running it: never delivered, or no replica is left."""
+        """Whether it waits and no worker can be running it: never delivered, or no replica left."""
+        if not await self.scans[item.shard].still_holds(item):
+            return False
         key = (item.tenant, item.job)
         if all(replica.key != key for replica in self.fleet().replicas.values()):
             return True
@@ -189,6 +193,10 @@ class Reaper:
     def _envelope(self, item: Queued) -> EnvelopeFields:
         return self.stamp(item.tenant, correlation=item.invocation, trace=item.trace)
 
+    def _cancelled(self, item: Queued, reason: str) -> InvocationCancelled:
+        data = InvocationCancelled.Data(invocation=item.invocation, job=item.job, reason=reason)
+        return InvocationCancelled(**self._envelope(item), data=data)
+
     async def _end(self, item: Queued, outcome: OutcomeEvent) -> None:
         """Publish the outcome, then take the item out of its queue: nothing is lost."""
         subject = subjects.done(item.shard, item.tenant, item.job, item.origin, subjects.NOBODY)
@@ -203,9 +211,3 @@ class Reaper:
             logger.info("invocation %s left its queue by itself: %s", item.invocation, error)
         self.scans[item.shard].forget(item)
         logger.info("⊘ %s of %s: %s", item.invocation, item.job, outcome.type.rsplit(".", 1)[1])
-
-
-def _cancelled(stamp: Stamp, item: Queued, reason: str) -> InvocationCancelled:
-    data = InvocationCancelled.Data(invocation=item.invocation, job=item.job, reason=reason)
-    envelope = stamp(item.tenant, correlation=item.invocation, trace=item.trace)
-    return InvocationCancelled(**envelope, data=data)

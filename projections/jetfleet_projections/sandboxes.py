@@ -121,7 +121,12 @@ class Sandbox:
         if before is not None and before.commits == self.commits():
             return before
         self._made += 1
-        self._current = await self.copy(self.folder / f"copy-{self._made}.duckdb")
+        path = self.folder / f"copy-{self._made}.duckdb"
+        try:
+            self._current = await self.copy(path)
+        except BaseException:
+            path.unlink(missing_ok=True)  # half a copy, where the disk is full
+            raise
         if before is not None:
             before.path.unlink(missing_ok=True)  # the process may have it open; it will let go
         return self._current

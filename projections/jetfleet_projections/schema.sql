@@ -70,7 +70,7 @@ CREATE TABLE jobs (
     enabled BOOLEAN NOT NULL,
     min_replicas INTEGER NOT NULL,
     max_replicas INTEGER NOT NULL,
-    replicas INTEGER NOT NULL,
+    replicas INTEGER NOT NULL, -- as declared; the least, where the number follows the work
     concurrency INTEGER NOT NULL,
     priority_class VARCHAR NOT NULL,
     created_seq BIGINT NOT NULL,
@@ -148,15 +148,17 @@ CREATE TABLE replicas (
     changed_seq BIGINT NOT NULL
 );
 
--- FLEET: what was decided, and why.
+-- FLEET: what was decided, and why: a worker shall run a replica or let it go, or a job shall have
+-- another number of replicas.
 CREATE TABLE decisions (
     seq BIGINT NOT NULL,
     stored_at TIMESTAMP NOT NULL,
     tenant VARCHAR NOT NULL,
     job VARCHAR NOT NULL,
-    decision VARCHAR NOT NULL, -- assigned, released
-    worker VARCHAR NOT NULL,
-    replica VARCHAR NOT NULL,
+    decision VARCHAR NOT NULL, -- assigned, released, scaled
+    worker VARCHAR,
+    replica VARCHAR,
+    desired INTEGER, -- when scaled: replicas from now on
     policy VARCHAR NOT NULL,
     policy_version INTEGER NOT NULL,
     reason VARCHAR NOT NULL,

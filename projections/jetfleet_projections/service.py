@@ -24,7 +24,7 @@ from jetfleet import access, subjects
 from jetfleet.connection import Connection, Subscription
 from jetfleet.errors import BrokerUnavailable
 from jetfleet_projections import statements
-from jetfleet_projections.pages import RowTooLarge, failure, pages
+from jetfleet_projections.pages import failure, pages
 from jetfleet_projections.projector import Projector
 from jetfleet_projections.sandboxes import Sandbox
 
@@ -92,7 +92,7 @@ class Service:
                 answer = [failure("unavailable", "too many questions at once; try again later")]
             else:
                 answer = await self.ask(json.loads(body))
-        except (Rejected, RowTooLarge, ValueError) as error:
+        except ValueError as error:  # Rejected and RowTooLarge among them
             answer = [failure("query_failed", str(error))]
         except Exception:
             logger.exception("a question could not be answered")
@@ -135,7 +135,7 @@ class Service:
         )
         try:
             async with asyncio.timeout(DEADLINE_S):
-                return await asyncio.shield(work)
+                return await work  # what no thread has begun by then is not begun
         except TimeoutError:
             cursor.interrupt()
             return [failure("query_failed", f"{query.name} was stopped after {DEADLINE_S:g} s")]

@@ -1,7 +1,8 @@
 """One event as a row of the temporary table ``staged``: what Python does where SQL does not.
 
 Both ways must write the same rows, or a warehouse built in large batches would differ from one that
-followed live. So the text of ``data`` is that of the message wherever the message is in plain form.
+followed live. So the ``data`` of an invocation event is the text of the message wherever that is in
+plain form.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ def stage(stream: str, seq: int, time_ns: int, subject: str, body: bytes) -> Row
     # Asking a pydantic model for a field that it lacks costs 4 us; its dictionary costs nothing.
     data = event.data.__dict__
     try:
-        rest = _invocation(event.type, data) if stream == INVOCATIONS else _other(data)
-        return (seq, utc(time_ns), subject, *_envelope(event, data, body), *rest)
+        if stream == INVOCATIONS:
+            text, rest = _data_text(event, body), _invocation(event.type, data)
+        else:
+            text, rest = _written(event), _other(data)
+        return (seq, utc(time_ns), subject, *_envelope(event, data), text, *rest)
     except OverflowError as error:
         raise SetAside(f"a time is out of range: {error}") from error
 
@@ -65,7 +69,7 @@ def utc(time_ns: int) -> datetime:
     return _EPOCH + timedelta(microseconds=time_ns // 1000)
 
 
-def _envelope(event: AnyEvent, data: Mapping[str, Any], body: bytes) -> Row:
+def _envelope(event: AnyEvent, data: Mapping[str, Any]) -> Row:
     job = data.get("job")
     return (
         event.id,
@@ -78,7 +82,6 @@ def _envelope(event: AnyEvent, data: Mapping[str, Any], body: bytes) -> Row:
         event.traceparent,
         job if job is None or isinstance(job, str) else job.name,
         data.get("worker"),
-        _data_text(event, body),
     )
 
 
@@ -122,6 +125,12 @@ def _data_text(event: AnyEvent, body: bytes) -> str:
             pass  # more follows than the data alone
         else:
             return text.decode()
+    return _written(event)
+
+
+def _written(event: AnyEvent) -> str:
+    """``data`` as core's encoder writes it, with what the message leaves to defaults: the folds of
+    REGISTRY and FLEET read their fields from this text."""
     data: Any = event.data
     return bytes(data.__pydantic_serializer__.to_json(data, exclude_none=True)).decode()
 

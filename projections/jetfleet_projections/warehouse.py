@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 import duckdb
 
@@ -27,6 +28,7 @@ logger = logging.getLogger("jetfleet.projections.warehouse")
 
 STREAMS = (REGISTRY, INVOCATIONS, FLEET)
 FILE = "warehouse.duckdb"
+COPY_BYTES = 1024**2  # at a time
 _SQL_FILES = (
     "schema.sql",
     "staging.sql",
@@ -59,6 +61,7 @@ class Warehouse:
     stager: Stager
     positions: dict[str, Position] = field(default_factory=dict)
     commits: int = 0  # of this process: unchanged means that nothing was written
+    _file: IO[bytes] = field(init=False)
     _folder: Folder = field(init=False)
     _slots: SimpleQueue[int] = field(default_factory=SimpleQueue)
 
@@ -82,6 +85,9 @@ class Warehouse:
             _create(connection)
         prepare(connection)
         self = cls(path, connection, Stager(connection.cursor()))
+        # For copies, and open all the time: closing any descriptor of a file ends this process's
+        # lock on it (POSIX), and then another projector could write to it too.
+        self._file = path.open("rb", buffering=0)
         self._folder = Folder(connection)
         for slot in SLOTS:
             self._slots.put(slot)
@@ -133,6 +139,7 @@ class Warehouse:
                 logger.exception("%s %d cannot be folded", batch.stream, batch.seqs[0])
                 staged.reasons = {0: f"it cannot be folded: {error}"}
                 return self._write(staged, folding=False)
+            staged.failed = error  # its table is used for the parts now, should they be tried again
         middle = len(batch) // 2
         return sum(
             self._commit(self.stager.stage(part, staged.slot))
@@ -182,15 +189,18 @@ class Warehouse:
         return self.connection.cursor()
 
     def copy_to(self, target: Path) -> None:
-        """Copy the file as of now. Call it from the thread that calls ``apply``."""
+        """Copy the file as of now. Call it from the thread that calls ``commit``."""
         self.connection.execute("CHECKPOINT")
-        shutil.copyfile(self.path, target)
+        self._file.seek(0)
+        with target.open("wb") as copy:
+            shutil.copyfileobj(self._file, copy, COPY_BYTES)
 
     def close(self) -> None:
         """Merge the write-ahead log and close."""
         self.connection.execute("CHECKPOINT")
         self.stager.connection.close()
         self.connection.close()
+        self._file.close()
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from up_process import PROGRAMS, Up, eventually, free_port_options, processes_of
+from up_process import PROGRAMS, Up, free_port_options, processes_of
+from waiting import eventually
 
 MODEL = "def shout(value):\n    return value.upper()\n"
 FLEET = """\

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from up_process import Up, eventually
+from up_process import Up
+from waiting import eventually
 
 MODEL = """\
 import time

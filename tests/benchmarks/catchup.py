@@ -183,7 +183,7 @@ async def _catch_up(settings: Settings, events: int) -> dict[str, float]:
     try:
         async with asyncio.timeout(CATCH_UP_S):
             # This one is answered at once, with how far it is ...
-            while (at_first := await _position(connection, "invocation_events")) < 0:
+            while (at_first := await _position(connection, "invocation")) < 0:
                 await asyncio.sleep(0.02)
             first = time.perf_counter()
             # ... and this one when all is folded, or after two seconds.
@@ -202,7 +202,7 @@ async def _catch_up(settings: Settings, events: int) -> dict[str, float]:
 
 async def _position(connection: Connection, query: str) -> int:
     """How far the projector is; -1 while it does not answer."""
-    params = {"invocation": NOBODY} if query == "invocation_events" else {}
+    params = {"invocation": NOBODY} if query == "invocation" else {}
     try:
         return (await ask(connection, {"name": query, "params": params})).position[INVOCATIONS]
     except QueryUnavailable:

@@ -36,6 +36,7 @@ class Recipe:
     env: tuple[str, ...] = ()
     workdir: str = "/"
     port: int | None = None
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ RECIPES = {
     "base": Recipe(),
     "function": Recipe(app("function")),
     "hostile": Recipe(app("hostile")),
+    "volumes": Recipe(app("hostile"), volumes=("/app", "/var/tmp/", "/tmp", "/cache")),
     "llama": Recipe(_llama, ("python3", MAIN), port=8000),
     "cog": _cog("predict.py:Predictor"),
     "cog-stream": _cog("stream.py:Predictor", schema="cog-stream-schema"),
@@ -155,6 +157,7 @@ def _config(recipe: Recipe, stack: list[Layer]) -> Layer:
             "Entrypoint": list(recipe.entrypoint) or None,
             "WorkingDir": recipe.workdir,
             "ExposedPorts": {f"{recipe.port}/tcp": {}} if recipe.port else {},
+            "Volumes": {path: {} for path in recipe.volumes},
         },
         "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in stack]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests"} for _ in stack],

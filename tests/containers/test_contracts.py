@@ -31,11 +31,6 @@ def oip(**parameters: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def fleet(
     anyio_backend: str, tmp_path_factory: Any, engine: Engine, images: Images
 ) -> AsyncIterator[tuple[Stack, Client]]:

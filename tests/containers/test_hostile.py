@@ -23,11 +23,6 @@ NO_RIGHTS = "0000000000000000"
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def fleet(
     anyio_backend: str, tmp_path_factory: Any, engine: Engine, images: Images
 ) -> AsyncIterator[tuple[Stack, Client]]:

@@ -13,7 +13,8 @@ from containers.images import Images
 from containers.serving import agent, open_image, serving
 from jetfleet.events import ReplicaReady, WorkerJoined, WorkerLost
 from jetfleet.streams import FLEET
-from stack import fleet_says, position, until
+from stack import fleet_says, position
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 ADOPTED_S = 2.0

@@ -163,6 +163,14 @@ async def test_an_image_over_its_cap(runtime: DockerRuntime, images: Images) -> 
     assert "max_image_mib allows 5" in said
 
 
+async def test_an_image_that_unpacks_to_more_than_its_cap_is_removed_again(
+    runtime: DockerRuntime, images: Images, engine: Engine
+) -> None:
+    said = await failure(runtime, images["function"], max_image_mib=40)
+    assert "max_image_mib allows 40" in said
+    assert engine.client.images.list() == []
+
+
 async def test_a_pull_that_is_not_wanted_any_more_ends(
     runtime: DockerRuntime, images: Images, registry: Registry, engine: Engine
 ) -> None:

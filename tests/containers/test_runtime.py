@@ -18,6 +18,7 @@ from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed, owner_of
 from jetfleet_agent.runtimes.docker import docker_runtime
 from jetfleet_agent.runtimes.hardening import name_of
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -115,9 +116,7 @@ async def test_an_end_in_a_call_is_told_and_it_is_started_again(
         await ask(replica, 7)
     assert "status 7" in caught.value.message
     assert "last words" in caught.value.detail
-    async with asyncio.timeout(30):
-        while replica.session is None:
-            await asyncio.sleep(0.01)
+    await until(lambda: replica.session is not None, "it is started again")
     assert replica.restarts == 1
 
 
@@ -172,8 +171,30 @@ async def test_a_cache_is_kept_for_the_next_container(
         "/cache/weights": "hostile"
     }
     await second.stop()
-    volume = engine.client.volumes.get("jetfleet-cache-default-cached")
+    volume = engine.client.volumes.get("jetfleet-cache-default.cached")
     volume.remove()
+
+
+async def test_volumes_of_an_image_are_read_and_not_written(
+    replicas: Replicas, images: Images, engine: Engine
+) -> None:
+    """Else an image could fill the disk, by declaring a folder that everybody may write to."""
+    attack = "/app/model.py:attack"
+    replica = await replicas.started(images["volumes"], attack, name="volumes")
+    paths = ["/app/x", "/var/tmp/x", "/cache/x", "/tmp/x"]
+    assert await ask(replica, {"attack": "write", "paths": paths}) == {
+        "/app/x": "EROFS", "/var/tmp/x": "EROFS", "/cache/x": "EROFS", "/tmp/x": "written",
+    }  # fmt: skip
+    await replica.stop()
+    cached = await replicas.started(
+        images["volumes"], attack, name="volumes", container=Container(cache="/cache")
+    )
+    wrote = await ask(cached, {"attack": "write", "paths": ["/cache/x", "/var/tmp/x"]})
+    assert wrote == {"/cache/x": "written", "/var/tmp/x": "EROFS"}
+    await cached.stop()
+    (left,) = engine.client.volumes.list()
+    assert left.name == "jetfleet-cache-default.volumes", "the image's went with the containers"
+    left.remove()
 
 
 @pytest.mark.parametrize("function", ["echo", "nap", "count"])

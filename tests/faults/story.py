@@ -11,7 +11,7 @@ from jetfleet.client import Client
 from jetfleet.events import OUTCOMES, InvocationQueued, InvocationStarted, OutcomeEvent
 from jetfleet.log import Record
 from jetfleet.streams import INVOCATIONS
-from stack import WITHIN_S
+from waiting import WITHIN_S
 
 
 @dataclass

@@ -19,7 +19,8 @@ from jetfleet.events import (
     WorkerLost,
 )
 from jetfleet.streams import FLEET
-from stack import fleet_says, open_job, position, stack, started, until
+from stack import all_joined, fleet_says, open_job, position, stack, started
+from waiting import until
 
 ACK_WAIT_S = 2.0
 
@@ -36,8 +37,7 @@ async def test_work_of_a_killed_agent_is_done_by_another_within_ack_wait(tmp_pat
     file = tmp_path / "begun"
     async with stack(tmp_path / "stack", agents=("a", "b")) as fleet:
         client = await fleet.client()
-        for worker in ("a", "b"):
-            await fleet_says(client, WorkerJoined, worker=worker)
+        await all_joined(client, "a", "b")
         await open_job(
             client, "job", "faulty.py:first_hangs", min_replicas=2, ack_wait_s=ACK_WAIT_S
         )
@@ -85,8 +85,7 @@ async def test_a_stopped_agent_comes_back_to_one_outcome_and_serves_again(tmp_pa
     file = tmp_path / "begun"
     async with stack(tmp_path / "stack", agents=("a", "b")) as fleet:
         client = await fleet.client()
-        for worker in ("a", "b"):
-            await fleet_says(client, WorkerJoined, worker=worker)
+        await all_joined(client, "a", "b")
         await open_job(
             client, "job", "faulty.py:first_is_late", min_replicas=2, ack_wait_s=ACK_WAIT_S
         )

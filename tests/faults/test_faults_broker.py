@@ -16,7 +16,8 @@ from jetfleet import subjects
 from jetfleet.client import Client, Handle
 from jetfleet.connection import Connection, Stored
 from jetfleet.events import InvocationCompleted
-from stack import WITHIN_S, Gateway, Stack, accept, open_job, stack, until
+from stack import Gateway, Stack, accept, open_job, stack
+from waiting import WITHIN_S, until
 
 SUBMITS = 1_000
 OVER_HTTP = 200

@@ -12,10 +12,11 @@ import pytest
 from story import all_ended, told
 
 from conftest import free_ports
-from jetfleet.events import ReplicaAssigned, ReplicaReady, WorkerJoined, WorkerLost
+from jetfleet.events import ReplicaAssigned, ReplicaReady, WorkerLost
 from jetfleet.secrets import Secrets
 from jetfleet.streams import FLEET
-from stack import WITHIN_S, fleet_says, open_job, position, stack, until
+from stack import all_joined, fleet_says, open_job, position, stack
+from waiting import WITHIN_S, until
 
 
 @pytest.mark.anyio
@@ -48,8 +49,7 @@ async def test_a_new_conductor_declares_a_worker_lost_and_replaces_its_replicas(
 ) -> None:
     async with stack(tmp_path / "stack", agents=("a", "b")) as fleet:
         client = await fleet.client()
-        for worker in ("a", "b"):
-            await fleet_says(client, WorkerJoined, worker=worker)
+        await all_joined(client, "a", "b")
         start = await position(client, FLEET) + 1
         await open_job(client, "job", "faulty.py:echo")
         here = await fleet_says(client, ReplicaAssigned, start=start, job="job")

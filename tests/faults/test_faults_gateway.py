@@ -11,8 +11,8 @@ import httpx
 import pytest
 from story import all_ended, told
 
-from jetfleet.events import WorkerJoined
-from stack import fleet_says, open_job, stack, until
+from stack import all_joined, open_job, stack
+from waiting import until
 
 CALLS = 200
 AT_ONCE = 32
@@ -53,8 +53,7 @@ async def test_results_always_reach_the_gateway_that_waits(tmp_path: Path) -> No
     async with stack(tmp_path / "stack", agents=("a", "b")) as fleet:
         client = await fleet.client()
         gateways = [await fleet.gateway(name) for name in ("g", "h")]
-        for worker in ("a", "b"):
-            await fleet_says(client, WorkerJoined, worker=worker)
+        await all_joined(client, "a", "b")
         await open_job(client, "job", "faulty.py:echo", min_replicas=2, concurrency=4)
         for gateway in gateways:
             await gateway.ready()

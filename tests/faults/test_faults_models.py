@@ -12,17 +12,12 @@ import pytest
 from story import all_ended
 
 from jetfleet.events import Failure, InvocationFailed
-from stack import WITHIN_S, Gateway, Stack, open_job, stack, started
+from stack import Gateway, Stack, open_job, stack, started
+from waiting import WITHIN_S
 
 RETRY_LIMIT = 2
 LIMIT_S = 15.0  # generous: the longest failure takes its retries and their back-off
 DETAIL = 16_000
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Of the module, because its stack is shared."""
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from story import all_ended
 
-from jetfleet.client import Client
+from jetfleet.client import Client, Handle
 from jetfleet.events import InvocationCancelled, InvocationCompleted, InvocationExpired
 from jetfleet.submit import queue_depth
-from stack import WITHIN_S, Stack, open_job, stack, started, until
+from stack import Stack, open_job, stack, started
+from waiting import WITHIN_S, until
 
 QUEUED = 500
 REAPED_S = 3.0  # after the deadline; the conductor looks twice a second
@@ -23,20 +24,22 @@ NOBODY = {"assignment": "manual", "workers": ("nobody",)}  # no replica is ever 
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Of the module, because its stack is shared."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def fleet(anyio_backend: str, tmp_path_factory: Any) -> AsyncIterator[Stack]:
-    async with stack(tmp_path_factory.mktemp("queue") / "stack") as running:
-        yield running
+    async with stack(tmp_path_factory.mktemp("queue") / "stack") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 async def client(fleet: Stack) -> Client:
     return await fleet.client()
+
+
+async def running(client: Client, job: str, file: Path) -> Handle:
+    """An invocation in the hands of the only replica of a new job, until ``file`` is there."""
+    await open_job(client, job, "faulty.py:until_file")
+    handle = await client.submit(job, str(file))
+    await started(client, handle.invocation)
+    return handle
 
 
 async def emptied(client: Client, job: str) -> None:
@@ -82,13 +85,11 @@ async def test_what_nobody_starts_in_time_expires_and_leaves_the_queue(client: C
 async def test_what_waits_behind_running_work_past_its_time_expires(
     client: Client, tmp_path: Path
 ) -> None:
-    await open_job(client, "busy", "faulty.py:until_file")
-    running = await client.submit("busy", str(tmp_path / "release"))
-    await started(client, running.invocation)
+    first = await running(client, "busy", tmp_path / "release")
     behind = await client.submit("busy", str(tmp_path / "release"), ttl_s=1)
     expired = await behind.outcome(wait_s=1 + REAPED_S)
     (tmp_path / "release").touch()
-    completed = await running.outcome(wait_s=WITHIN_S)
+    completed = await first.outcome(wait_s=WITHIN_S)
     assert isinstance(expired, InvocationExpired)
     assert isinstance(completed, InvocationCompleted)
     await emptied(client, "busy")
@@ -98,17 +99,15 @@ async def test_what_waits_behind_running_work_past_its_time_expires(
 async def test_queued_and_running_work_is_cancelled_and_the_next_call_works(
     client: Client, tmp_path: Path
 ) -> None:
-    await open_job(client, "stop", "faulty.py:until_file")
-    running = await client.submit("stop", str(tmp_path / "never"))
-    await started(client, running.invocation)
+    first = await running(client, "stop", tmp_path / "never")
     queued = await client.submit("stop", str(tmp_path / "never"))
     began = time.monotonic()
-    views = [await client.cancel(each.invocation, "enough") for each in (queued, running)]
+    views = [await client.cancel(each.invocation, "enough") for each in (queued, first)]
     took = time.monotonic() - began
-    outcomes = [await each.outcome(wait_s=WITHIN_S) for each in (queued, running)]
+    outcomes = [await each.outcome(wait_s=WITHIN_S) for each in (queued, first)]
     (tmp_path / "now").touch()
     after = await client.run("stop", str(tmp_path / "now"), wait_s=WITHIN_S)
-    story = await all_ended(client, [queued.invocation, running.invocation])
+    story = await all_ended(client, [queued.invocation, first.invocation])
     assert [view.state for view in views] == ["cancelled", "cancelled"]
     assert took < 10
     assert all(isinstance(outcome, InvocationCancelled) for outcome in outcomes)
@@ -122,14 +121,12 @@ async def test_queued_and_running_work_is_cancelled_and_the_next_call_works(
 async def test_work_queued_for_a_job_that_is_deleted_is_cancelled(
     client: Client, tmp_path: Path
 ) -> None:
-    await open_job(client, "gone", "faulty.py:until_file")
-    running = await client.submit("gone", str(tmp_path / "release"))
-    await started(client, running.invocation)
+    first = await running(client, "gone", tmp_path / "release")
     queued = [await client.submit("gone", str(tmp_path / "release")) for _ in range(20)]
     await client.delete_job("gone")
     outcomes = [await each.outcome(wait_s=WITHIN_S) for each in queued]
     (tmp_path / "release").touch()
-    last = await running.outcome(wait_s=WITHIN_S)
+    last = await first.outcome(wait_s=WITHIN_S)
     story = await all_ended(client, [each.invocation for each in queued])
     assert all(isinstance(outcome, InvocationCancelled) for outcome in outcomes)
     assert all(len(story.outcomes[each.invocation]) == 1 for each in queued)

@@ -19,7 +19,8 @@ from jetfleet.client import Client
 from jetfleet.connection import Connection
 from jetfleet.streams import PRIORITY_GROUP, SECOND
 from jetfleet_agent.links import JobLink, JobToken, NotAssigned, WorkerKey
-from stack import WITHIN_S, Stack, open_job, stack, started, until
+from stack import Stack, open_job, stack, started
+from waiting import WITHIN_S, until
 
 ME, OTHER, JOB, FOREIGN = "a", "b", "mine", "foreign"
 SHARDS = 4
@@ -114,12 +115,6 @@ class Scene:
     fleet: Stack
     client: Client
     intruder: Intruder
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Of the module, because its stack is shared."""
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")

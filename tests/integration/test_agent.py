@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from given import enabled, queued
-from inprocess import conducting, connected, declare, depth, queue_of, working
+from inprocess import conducting, connected, declare, queue_holds, working
 from jetfleet import subjects
 from jetfleet.client import Client
 from jetfleet.errors import OutcomePending
@@ -29,25 +29,13 @@ from jetfleet.events import (
     decode,
     encode,
 )
-from jetfleet.settings import Settings
 from jetfleet.streams import FLEET
 from models.serving import lives
-from stack import fleet_says, started, until
+from stack import all_joined, fleet_says, started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def conductor(settings: Settings) -> AsyncIterator[None]:
-    async with conducting(settings):
-        yield
 
 
 async def fleet_types(client: Client, *kinds: type) -> list[type]:
@@ -139,8 +127,7 @@ async def test_a_deleted_job_ends_its_processes_and_closes_its_door(client, cond
 
 async def test_replicas_of_a_job_spread_over_workers_and_each_serves(client, conductor, settings):
     async with working(settings, "w1"), working(settings, "w2"):
-        await fleet_says(client, WorkerJoined, worker="w1")
-        await fleet_says(client, WorkerJoined, worker="w2")
+        await all_joined(client, "w1", "w2")
         await declare(client, "act", behaves="act", min_replicas=2, max_replicas=2)
         handles = [await client.submit("act", "hang") for _ in range(2)]
         both = [(await started(client, handle.invocation)).data.worker for handle in handles]
@@ -190,12 +177,16 @@ async def test_as_many_run_at_once_as_there_are_slots_and_no_more_are_pulled(
     async with working(settings) as agent:
         handles = [await client.submit("together", 0.2) for _ in range(9)]
         most = 0
-        while not all(handle.waiter.event for handle in handles):
+
+        def all_done() -> bool:
+            nonlocal most
             held = (
                 sum(r.running for r in job.replicas) + job.waiting for job in agent.jobs.values()
             )
             most = max(most, *held, 0)
-            await asyncio.sleep(0.01)
+            return all(handle.waiter.event for handle in handles)
+
+        await until(all_done, "all are done")
         assert 2 <= most <= 3
         assert all(isinstance(h.waiter.event, InvocationCompleted) for h in handles)
 
@@ -285,11 +276,7 @@ async def test_a_message_that_is_no_invocation_is_set_aside_and_blocks_nobody(
         for body in (b"not an event", foreign, encode(enabled("echo"))):
             await client.connection.store(subject, body)
         assert await client.run("echo", 1, wait_s=WAIT) == 1
-
-        async def empty() -> bool:
-            return await depth(client.connection, queue_of("echo", settings)) == 0
-
-        await until(empty, "it is out of the queue")
+        await queue_holds(client, 0)
 
 
 async def test_within_a_job_first_come_is_first_served(client, conductor, settings):
@@ -339,10 +326,23 @@ async def test_a_worker_told_that_it_was_lost_ends_its_replicas_and_joins_anew(
     async with working(settings) as agent:
         first = (await fleet_says(client, ReplicaReady, job="echo")).event.data.replica
         async with connected(settings) as owner:
-            await owner.publish(subjects.command("w1"), json.dumps({"rejoin": True}).encode())
+            nudge = json.dumps({"rejoin": agent.joined_seq}).encode()
+            await owner.publish(subjects.command("w1"), nudge)
             await fleet_says(client, ReplicaStopped, replica=first)
         await until(lambda: agent.replicas and first not in agent.replicas, "it is assigned anew")
         assert await client.run("echo", 1, wait_s=WAIT) == 1
+
+
+async def test_being_told_that_an_earlier_joining_was_lost_ends_nothing(
+    client, conductor, settings
+):
+    """A conductor that starts folds old losses while heartbeats of today come in."""
+    await declare(client)
+    async with working(settings) as agent:
+        await fleet_says(client, ReplicaReady, job="echo")
+        nudge = json.dumps({"rejoin": agent.joined_seq - 1}).encode()
+        agent._on_command(SimpleNamespace(data=nudge))
+        assert not agent._rejoining
 
 
 @pytest.mark.parametrize("noise", [b"", b"not json", b"[]", b"1", b"null", b'{"cancel":7}', b"{}"])

@@ -12,7 +12,8 @@ import pytest
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import CallCancelled, InvalidOutput, ModelError, ModelExited
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import Served, both_loops, fake, serving, started, until
+from models.serving import Served, both_loops, fake, serving, started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 

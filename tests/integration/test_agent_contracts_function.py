@@ -15,7 +15,8 @@ from jetfleet_agent.contracts import (
     ModelError,
     ModelExited,
 )
-from models.serving import MODELS, both_loops, function, serving, until
+from models.serving import MODELS, both_loops, function, serving
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,8 @@ import pytest
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import InvalidOutput, ModelError, ModelExited
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import Served, both_loops, descriptors, fake, lives, serving, started, until
+from models.serving import Served, both_loops, descriptors, fake, lives, serving, started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,12 +26,16 @@ class Kind(NamedTuple):
     page: str
 
     def asked(self, text: str) -> dict[str, Any]:
+        if self.contract is ContractName.OPENAI:
+            return {"messages": [{"role": "user", "content": text}]}
         if self.contract is not ContractName.OPENINFERENCE:
             return {"text": text}
         tensor = {"name": "x", "shape": [1], "datatype": "INT64", "data": [len(text)]}
         return {"inputs": [tensor], "parameters": {"do": text}}
 
     def answered(self, output: Any, text: str) -> bool:
+        if self.contract is ContractName.OPENAI:
+            return bool(output["choices"][0]["message"]["content"].rstrip() == text)
         if self.contract is ContractName.COG:
             return bool(output == text.split(" "))
         if self.contract is ContractName.SAGEMAKER:
@@ -39,6 +44,7 @@ class Kind(NamedTuple):
 
 
 KINDS = [
+    Kind(ContractName.OPENAI, "/health"),
     Kind(ContractName.COG, "/health-check"),
     Kind(ContractName.SAGEMAKER, "/ping"),
     Kind(ContractName.OPENINFERENCE, "/v2/health/ready"),
@@ -81,7 +87,10 @@ async def test_input_that_is_no_object_is_a_model_error_that_says_what_is(
     if kind.contract is ContractName.SAGEMAKER:  # takes any body
         assert await model.call(value) == {"text": value}
         return
-    with pytest.raises(ModelError, match=f"the {kind.contract} contract is an"):
+    said = f"the {kind.contract} contract is an"
+    if kind.contract is ContractName.OPENAI:
+        said = "'messages'"  # there are several kinds of input
+    with pytest.raises(ModelError, match=said):
         await model.call(value)
 
 
@@ -126,7 +135,7 @@ async def test_stopping_a_hanging_server_ends_its_calls_as_exits(
 ) -> None:
     call = asyncio.create_task(model.call(kind.asked("hang"), call_id="it"))
     await until((tmp_path / "note").exists, "it hangs")
-    if kind.contract is not ContractName.COG:
+    if kind.contract in (ContractName.SAGEMAKER, ContractName.OPENINFERENCE):
         assert await model.session.cancel("it") is False, "only its end ends the call"
     await model.instance.stop(1)
     with pytest.raises(ModelExited, match="SIGTERM"):
@@ -134,6 +143,7 @@ async def test_stopping_a_hanging_server_ends_its_calls_as_exits(
     assert await model.session.cancel("it") is True
 
 
+@both_loops
 async def test_abandoned_call_closes_its_connection(
     kind: Kind, model: Served, tmp_path: Path
 ) -> None:
@@ -164,6 +174,8 @@ async def test_ready_waits_until_the_server_has_loaded(kind: Kind) -> None:
         begun = time.monotonic()
         await model.session.ready()
         assert time.monotonic() - begun > 0.3
+        if kind.contract is ContractName.OPENAI:  # the others' fakes say nothing of it
+            assert "503" in "\n".join(model.instance.tail())
         assert kind.answered(await model.call(kind.asked("a")), "a")
 
 

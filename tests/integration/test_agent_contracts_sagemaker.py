@@ -11,7 +11,8 @@ import pytest
 
 from jetfleet.specs import ContractName
 from jetfleet_agent.contracts import CallCancelled, InvalidOutput, ModelError
-from models.serving import Served, both_loops, fake, serving, until
+from models.serving import Served, both_loops, fake, serving
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,9 @@ from jetfleet.specs import RuntimeName
 from jetfleet_agent.runtimes import CHANNEL_ENV, Launch, StartFailed, runtime_of
 from jetfleet_agent.runtimes.guard import Guard
 from jetfleet_agent.runtimes.process import ProcessInstance, ProcessRuntime
-from models.serving import descriptors, lives, until
+from models.serving import descriptors, lives
+from up_process import processes_of
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -93,29 +95,26 @@ async def test_stop_kills_what_ignores_it_after_the_grace() -> None:
 
 async def test_cancelled_stop_kills_at_once() -> None:
     instance = await python(
-        "import signal, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'deaf\\n'))\n"
+        "os.write(1, b'up\\n'); time.sleep(60)"
     )
     await until(lambda: instance.tail() == ("up",), "it runs")
     stopping = asyncio.create_task(instance.stop(60))
-    await asyncio.sleep(0.05)
+    await until(lambda: "deaf" in instance.tail(), "it was told to end")
     stopping.cancel()
     assert await status_of(instance) == -signal.SIGKILL
     await instance.stop(1)
 
 
 async def test_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    program = "import os, pathlib, time\n" + (
-        f"pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
-    )
-    starting = asyncio.create_task(python(program))
+    starting = asyncio.create_task(python(f"import time; time.sleep(60)  # {tmp_path}"))
     await asyncio.sleep(0)  # it is started, and waits for its output to be connected
+    assert processes_of(tmp_path)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await asyncio.sleep(0.2)  # time to write, if it lived
-    assert not note.exists() or not lives(int(note.read_text()))
+    await until(lambda: not processes_of(tmp_path), "it is gone")
 
 
 async def test_stop_ends_children_too_and_gives_them_the_same_grace(tmp_path: Path) -> None:
@@ -130,8 +129,7 @@ async def test_stop_ends_children_too_and_gives_them_the_same_grace(tmp_path: Pa
         f"c = subprocess.Popen([sys.executable, '-c', {child!r}, {str(note)!r}])\n"
         "print(c.pid); time.sleep(60)"
     )
-    await until(lambda: "up" in "".join(instance.tail()), "both run")
-    await until(lambda: any(map(str.isdecimal, "".join(instance.tail()))), "both run")
+    await until(lambda: "up" in (said := "".join(instance.tail())) and said != "up", "both run")
     pid = int("".join(filter(str.isdecimal, "".join(instance.tail()))))
     await instance.stop(10)
     assert note.read_text() == "saved"

@@ -12,7 +12,7 @@ from inprocess import connected, depth
 from jetfleet import blobs, subjects
 from jetfleet.blobs import PIECE, BlobUnreadable
 from jetfleet.errors import BrokerUnavailable
-from stack import until
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +67,14 @@ async def test_a_broker_that_is_away_is_told_from_a_payload_that_is_gone(broker,
             await blobs.write(connection, b"y", "b2", subject, timeout_s=0.3)
         with pytest.raises(BrokerUnavailable):
             await asyncio.wait_for(blobs.read(connection, ref, subject), 30)
+
+
+async def test_a_broker_that_has_no_payloads_yet_is_told_from_a_payload_that_is_gone(settings):
+    async with connected(settings, "operator") as connection, connected(settings) as owner:
+        ref = await blobs.write(connection, b"x", "b1", subject)
+        await owner.api("STREAM.DELETE.PAYLOADS")  # nobody answers, as right after a restart
+        with pytest.raises(BrokerUnavailable):
+            await blobs.read(connection, ref, subject)
 
 
 async def test_a_payload_outlives_a_killed_broker(broker, settings):

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from models.serving import lives
+from waiting import eventually
 
 # Runs three programs under guard and supervisor. Each writes "<name> <pid>" to the folder's
 # `started`, and its name to `stopped` when it gets SIGTERM. The middle one has a child of its own
@@ -117,21 +119,6 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Fleet]]:
         fleet.process.stdout.close()
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 def test_programs_start_in_order_and_stop_in_the_opposite_one(
     start: Callable[..., Fleet],
 ) -> None:
@@ -142,7 +129,7 @@ def test_programs_start_in_order_and_stop_in_the_opposite_one(
     fleet.process.send_signal(signal.SIGINT)
     assert fleet.process.wait(10) == 0
     assert fleet.stopped() == ["last", "middle", "first"]
-    assert not [pid for pid in fleet.everything() if alive(pid)]
+    assert not [pid for pid in fleet.everything() if lives(pid)]
 
 
 def test_the_merged_log_names_the_program_and_is_free_of_control_characters(
@@ -167,7 +154,7 @@ def test_a_program_that_is_killed_is_started_again_and_its_orphans_are_ended(
     [model] = fleet.started("model")
     os.kill(fleet.started("middle")[0], signal.SIGKILL)
     eventually(lambda: len(fleet.started("model")) == 2)
-    assert not alive(model)
+    assert not lives(model)
     assert len(fleet.started("first")) == len(fleet.started("last")) == 1
     assert "killed by SIGKILL after" in fleet.log.read_text()
     assert "starting again in 0.2 s" in fleet.log.read_text()
@@ -191,7 +178,7 @@ def test_a_second_signal_kills_what_is_left(start: Callable[..., Fleet]) -> None
     eventually(lambda: "once more to kill" in fleet.log.read_text())
     os.kill(inner, signal.SIGTERM)
     assert fleet.process.wait(10) == 0
-    assert not [pid for pid in fleet.everything() if alive(pid)]
+    assert not [pid for pid in fleet.everything() if lives(pid)]
 
 
 def test_a_program_that_cannot_start_stops_everything_and_says_why(
@@ -204,7 +191,7 @@ def test_a_program_that_cannot_start_stops_everything_and_says_why(
         "refused: middle cannot start (3 times: exited with status 1); "
         "its last line: the reason why" in fleet.log.read_text()
     )
-    assert not [pid for pid in fleet.everything() if alive(pid)]
+    assert not [pid for pid in fleet.everything() if lives(pid)]
 
 
 @pytest.mark.parametrize("who", ["guard", "supervisor", "both"])
@@ -218,4 +205,4 @@ def test_nothing_is_left_behind_when_the_one_who_runs_it_is_killed(
     for pid in victims.get(who, [fleet.process.pid, inner]):
         os.kill(pid, signal.SIGKILL)
     fleet.process.wait(15)
-    eventually(lambda: not [pid for pid in (inner, *fleet.everything()) if alive(pid)])
+    eventually(lambda: not [pid for pid in (inner, *fleet.everything()) if lives(pid)])

@@ -8,12 +8,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
 
 import pytest
 
 from conftest import settings_for
-from inprocess import conducting, declare, depth, queue_of, working
+from inprocess import conducting, declare, queue_holds, working
 from jetfleet import subjects
 from jetfleet.client import Client
 from jetfleet.clock import new_id
@@ -32,37 +31,12 @@ from jetfleet.errors import (
 )
 from jetfleet.events import InvocationCompleted, InvocationQueued, InvocationStarted
 from jetfleet.server import Broker
-from jetfleet.settings import Settings
-from stack import started
+from jetfleet.streams import INVOCATIONS
+from made_events import TRACE
+from stack import position, started
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
-TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def fleet(settings: Settings) -> AsyncIterator[None]:
-    """Somebody who places, and somebody who works."""
-    async with conducting(settings), working(settings):
-        yield
-
-
-async def log_length(client: Client) -> int:
-    info = await client.connection.api("STREAM.INFO.INVOCATIONS")
-    return int(info["state"]["last_seq"])
-
-
-async def emptied(client: Client, settings: Settings, job: str = "echo") -> None:
-    """Return when the queue is empty; what is in it leaves right behind its outcome."""
-    async with asyncio.timeout(WAIT):
-        while await depth(client.connection, queue_of(job, settings)):
-            await asyncio.sleep(0.02)
 
 
 # -- one invocation, end to end
@@ -198,7 +172,7 @@ async def test_a_queued_invocation_is_cancelled_without_being_run(client, settin
             await handle.output(WAIT)
         with pytest.raises(Conflict, match="ended already"):
             await client.cancel(handle.invocation)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
 
 
 async def test_a_running_invocation_is_cancelled_and_its_worker_serves_on(client, fleet):
@@ -223,7 +197,7 @@ async def test_the_same_key_with_the_same_input_is_the_same_invocation(client, s
     async with await Client.connect(settings, role="gateway") as other:
         third = await other.submit("echo", {"a": [1]}, idempotency_key="k 1\r\n")
         assert (third.invocation, third.duplicate) == (first.invocation, True)
-    assert await log_length(client) == 1
+    assert await position(client, INVOCATIONS) == 1
 
 
 async def test_the_same_key_with_another_input_is_refused_by_any_client(client, settings):
@@ -234,7 +208,7 @@ async def test_the_same_key_with_another_input_is_refused_by_any_client(client, 
     async with await Client.connect(settings, role="gateway") as other:
         with pytest.raises(IdempotencyMismatch):
             await other.submit("echo", 2, idempotency_key="k")
-    assert await log_length(client) == 1
+    assert await position(client, INVOCATIONS) == 1
 
 
 async def test_the_same_key_on_another_job_is_another_invocation(client):
@@ -298,7 +272,8 @@ async def test_a_stream_that_does_not_exist_is_refused_instead_of_awaited(client
 async def test_a_message_that_is_not_an_event_is_shown_and_not_obeyed(client):
     await declare(client)
     await client.connection.store(subjects.job_event("default", "echo", "deleted"), b"{}")
-    await client.registry.sync() if client.registry.invalid else None
+    await client.registry.sync()
+    assert client.registry.invalid == 1
     last = [r async for r in client.events("REGISTRY")][-1]
     assert last.event is None
     assert "not a valid event" in last.error
@@ -310,7 +285,7 @@ async def test_a_message_that_is_not_an_event_is_shown_and_not_obeyed(client):
 BASE_ONLY = """
     import sys
     for name in ("duckdb", "fastapi", "aiohttp", "docker", "pynvml", "psutil", "uvicorn",
-                 "sse_starlette", "starlette", "httptools"):
+                 "starlette", "httptools"):
         sys.modules[name] = None
     import asyncio, json
     from jetfleet.client import Client

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from conftest import settings_for
-from inprocess import conducting, declare, depth, queue_of, working
+from inprocess import conducting, declare, queue_holds, working
 from jetfleet.client import Client
 from jetfleet.errors import (
     BrokerUnavailable,
@@ -23,36 +22,13 @@ from jetfleet.errors import (
     QueryUnavailable,
     QueueFull,
 )
-from jetfleet.settings import Settings
+from jetfleet.streams import INVOCATIONS
+from made_events import TRACE
+from stack import position
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
-TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def fleet(settings: Settings) -> AsyncIterator[None]:
-    """Somebody who places, and somebody who works."""
-    async with conducting(settings), working(settings):
-        yield
-
-
-async def log_length(client: Client) -> int:
-    info = await client.connection.api("STREAM.INFO.INVOCATIONS")
-    return int(info["state"]["last_seq"])
-
-
-async def emptied(client: Client, settings: Settings, job: str = "echo") -> None:
-    """Return when the queue is empty; what is in it leaves right behind its outcome."""
-    async with asyncio.timeout(WAIT):
-        while await depth(client.connection, queue_of(job, settings)):
-            await asyncio.sleep(0.02)
 
 
 # -- refused, and nothing is left behind
@@ -66,7 +42,7 @@ async def test_a_full_queue_refuses_exactly_above_its_cap(client):
     refused = [r for r in results if isinstance(r, QueueFull)]
     assert len(refused) == 15
     assert refused[0].retry_after_s > 0
-    assert await log_length(client) == 25
+    assert await position(client, INVOCATIONS) == 25
 
 
 async def test_a_queue_that_drains_takes_work_again(client, settings):
@@ -76,7 +52,7 @@ async def test_a_queue_that_drains_takes_work_again(client, settings):
         await client.submit("echo", 4)
     async with conducting(settings), working(settings):
         await asyncio.gather(*(h.outcome(WAIT) for h in handles))
-        await emptied(client, settings)
+        await queue_holds(client, 0)
         assert await client.run("echo", 5, wait_s=WAIT) == 5
 
 
@@ -87,7 +63,7 @@ async def test_an_unknown_job_is_not_found(client, name):
     await declare(client)
     with pytest.raises(JobNotFound):
         await client.submit(name, 1)
-    assert await log_length(client) == 0
+    assert await position(client, INVOCATIONS) == 0
     assert client.connected
 
 
@@ -96,7 +72,7 @@ async def test_a_disabled_job_refuses_until_it_is_enabled(client):
     await client.disable_job("echo", "maintenance")
     with pytest.raises(JobDisabled):
         await client.submit("echo", 1)
-    assert await log_length(client) == 0
+    assert await position(client, INVOCATIONS) == 0
     await client.enable_job("echo")
     await client.submit("echo", 1)
 
@@ -126,7 +102,7 @@ async def test_limits_and_keys_out_of_bounds_are_refused_with_the_field_named(
     with pytest.raises(InvalidRequest) as caught:
         await client.submit("echo", 1, **limits)
     assert caught.value.field == field
-    assert await log_length(client) == 0
+    assert await position(client, INVOCATIONS) == 0
 
 
 @pytest.mark.parametrize(
@@ -140,13 +116,13 @@ async def test_an_input_that_is_not_json_is_refused(client, value):
     with pytest.raises(InvalidRequest) as caught:
         await client.submit("echo", value)
     assert caught.value.field == "input"
-    assert await log_length(client) == 0
+    assert await position(client, INVOCATIONS) == 0
 
 
 async def test_words_that_only_look_like_numbers_json_lacks_are_fine(client):
     await declare(client)
     await client.submit("echo", {"NaN": "Infinity"})
-    assert await log_length(client) == 1
+    assert await position(client, INVOCATIONS) == 1
 
 
 async def test_an_input_over_the_installations_limit_is_refused(client, broker):
@@ -155,7 +131,7 @@ async def test_an_input_over_the_installations_limit_is_refused(client, broker):
         with pytest.raises(PayloadTooLarge, match="300,000"):
             await small.submit("echo", "x" * 300_000)
         await small.submit("echo", "x" * 290_000)
-    assert await log_length(client) == 1
+    assert await position(client, INVOCATIONS) == 1
 
 
 async def test_limits_given_with_a_request_are_in_its_event(client):
@@ -174,7 +150,7 @@ async def test_what_nobody_starts_before_its_time_expires(client, settings):
         handle = await client.submit("echo", 1, ttl_s=0.2)
         with pytest.raises(InvocationExpired):
             await handle.output(WAIT)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
 
 
 async def test_a_run_longer_than_its_timeout_fails(client, fleet):
@@ -187,9 +163,7 @@ async def test_a_run_longer_than_its_timeout_fails(client, fleet):
 async def test_without_a_broker_a_submit_is_refused_at_once(client, broker):
     await declare(client)
     broker.kill()
-    async with asyncio.timeout(WAIT):
-        while client.connected:
-            await asyncio.sleep(0.01)
+    await until(lambda: not client.connected, "the connection is lost")
     with pytest.raises(BrokerUnavailable):
         await client.submit("echo", 1)
     with pytest.raises(QueryUnavailable):
@@ -221,4 +195,4 @@ async def test_an_argument_of_the_wrong_type_is_refused_with_its_name(client, fi
     with pytest.raises(InvalidRequest) as refused:
         await client.submit(**{"job": "echo", "input": 1, **arguments})
     assert refused.value.field == field
-    assert await log_length(client) == 0
+    assert await position(client, INVOCATIONS) == 0

@@ -32,15 +32,9 @@ from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure_streams
 from jetfleet.streams import FLEET, job_consumer
-from stack import until
+from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
 
 
 def now(tenant: str = "default") -> dict[str, Any]:
@@ -242,11 +236,10 @@ async def test_a_restarted_broker_gets_its_consumers_back(broker, client, settin
         await broker.start()
         await until(lambda: conductor.connection.connected, "connected again")
         await until(lambda: _again(there, conductor.connection), "it has its consumer again")
-        for worker in ("w1",):
-            info = await conductor.connection.api(
-                f"CONSUMER.INFO.FLEET.{subjects.worker_consumer(worker)}"
-            )
-            assert info["config"]["opt_start_seq"] == conductor.fleet.workers[worker].joined_seq
+        info = await conductor.connection.api(
+            f"CONSUMER.INFO.FLEET.{subjects.worker_consumer('w1')}"
+        )
+        assert info["config"]["opt_start_seq"] == conductor.fleet.workers["w1"].joined_seq
 
 
 async def _again(there: Any, connection: Connection) -> bool:
@@ -284,10 +277,12 @@ async def test_a_worker_that_was_lost_and_lives_is_asked_to_join_anew(client, se
         await assigned(client, 1)
         worker.fall_silent()
         await until(lambda: conductor.fleet.workers["w1"].status == "lost", "it is declared lost")
+        joined_seq = conductor.fleet.workers["w1"].joined_seq
         assert conductor.fleet.replicas == {}
         worker.session = "s2"
         worker._beats = asyncio.create_task(worker._beat())
-        await until(lambda: {"rejoin": True} in worker.commands, "it is asked to join anew")
+        nudge = {"rejoin": joined_seq}
+        await until(lambda: nudge in worker.commands, "it is asked to join anew")
         await worker.join()
         assert (await assigned(client, 2))[1].data.worker == "w1"
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
 
+import nats.errors
 import pytest
 
 from conftest import settings_for
 from inprocess import connected, depth
-from jetfleet import access, jwt, subjects
-from jetfleet.connection import Connection
+from jetfleet import access, subjects
+from jetfleet.connection import Connection, Stored, Subscription
 from jetfleet.errors import ApiError, BrokerUnavailable, NoResponders, WrongSequence
+from jetfleet.log import LogReader
 from jetfleet.server import Broker
-from stack import until
+from rights import Rights
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 SUBJECT = subjects.fleet("w1", "joined")
@@ -117,6 +119,38 @@ async def test_a_store_gives_up_in_time_and_says_that_it_may_be_repeated(broker,
         assert await count(connection) == 1
 
 
+async def test_more_than_the_buffer_holds_is_stored_whether_sent_at_once_or_after_a_restart(
+    broker, settings
+):
+    body = bytes(200_000)  # forty of them are several times what nats-py takes at once
+
+    def many(connection: Connection, name: str) -> list[asyncio.Task[Stored]]:
+        return [
+            asyncio.create_task(
+                connection.store(SUBJECT, body, msg_id=f"{name}{n}", timeout_s=None)
+            )
+            for n in range(40)
+        ]
+
+    async with connected(settings) as connection:
+        await asyncio.wait_for(asyncio.gather(*many(connection, "a")), 30)
+        broker.kill()
+        await until(lambda: not connection.connected, "the connection is lost")
+        waiting = many(connection, "b")
+        await broker.start()
+        await asyncio.wait_for(asyncio.gather(*waiting), 30)
+        assert await count(connection) == 80
+
+
+async def test_what_is_closed_for_good_takes_nothing_more(settings):
+    async with connected(settings) as connection:
+        await connection.close()
+        with pytest.raises(BrokerUnavailable, match="is closed"):
+            await connection.store(SUBJECT, b"x", msg_id="m", timeout_s=None)
+        with pytest.raises(BrokerUnavailable):
+            await connection.subscribe("jf.cmd.*", print)
+
+
 async def test_closing_ends_what_waits(broker, settings):
     async with connected(settings) as connection:
         broker.kill()
@@ -176,32 +210,18 @@ async def test_what_is_stopped_is_heard_no_more(settings):
 # -- credentials
 
 
-@dataclass
-class ShortLived:
-    """Tokens of the conductor's rights; the first ends after two seconds, later ones do not."""
+class ShortLived(Rights):
+    """Of the conductor; the first token ends after two seconds, later ones do not."""
 
-    broker: Broker
-    first_s: int = 2
-    later_s: int | None = None
-    given: list[str] = field(default_factory=list)
-    seed: bytes = field(default_factory=lambda: jwt.new_seed("user"))
+    def __init__(self, broker: Broker, first_s: int = 2, later_s: int | None = None) -> None:
+        super().__init__(broker.secrets, access.role_permissions("conductor"), first_s)
+        self.later_s = later_s
+        self.given: list[str] = []
 
     def token(self) -> str:
-        now = int(time.time())
-        life = self.later_s if self.given else self.first_s
-        text = access.user_token(
-            access.role_permissions("conductor"),
-            account_seed=self.broker.secrets.seed(access.FLEET_ACCOUNT),
-            user=jwt.public_key(self.seed),
-            name="short",
-            issued_at=now,
-            expires_at=None if life is None else now + life,
-        )
-        self.given.append(text)
-        return text
-
-    def sign(self, nonce: str) -> bytes:
-        return jwt.sign_nonce(self.seed, nonce)
+        self.given.append(super().token())
+        self.life_s = self.later_s
+        return self.given[-1]
 
 
 async def test_after_its_token_expired_it_comes_back_with_a_new_one_and_all_subscriptions(broker):
@@ -242,6 +262,48 @@ async def test_a_store_made_while_it_is_cut_off_is_stored_once_it_is_back(broker
         stored = await connection.store(SUBJECT, b"x", msg_id="m", timeout_s=30)
         assert stored.seq == 1
         assert await count(connection) == 1
+    finally:
+        await connection.close()
+
+
+async def test_a_reader_outlives_a_time_in_which_its_credentials_are_refused(broker, settings):
+    source = ShortLived(broker, later_s=-10)
+    connection = await Connection.open(broker.url, source, user="conductor", name="refused")
+    reader = LogReader(connection, "FLEET", follow=True)
+    batches = reader.batches()
+    reading = asyncio.create_task(anext(batches))
+    try:
+        await asyncio.wait_for(reader.caught_up.wait(), 10)
+        await until(lambda: connection.nats.is_closed, "the broker cut it off")
+        await reader._on_reconnect()  # as after a long silence: it makes its consumer anew
+        await until(lambda: len(source.given) > 2, "it is refused")
+        source.later_s = None
+        async with connected(settings) as other:
+            await other.store(SUBJECT, b"x")
+        (message,) = await asyncio.wait_for(reading, 30)
+        assert message.body == b"x"
+        assert len(connection.subscriptions) == 2  # the reader's, and the one for acknowledgements
+    finally:
+        reading.cancel()
+        await batches.aclose()
+        await connection.close()
+
+
+async def test_it_is_dialled_once_more_when_a_subscription_cannot_be_restored(broker, monkeypatch):
+    source = ShortLived(broker)
+    connection = await Connection.open(broker.url, source, user="conductor", name="short")
+    start, failed = Subscription.start, asyncio.Event()
+
+    async def fails_once(self: Subscription) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise nats.errors.ConnectionClosedError
+        await start(self)
+
+    monkeypatch.setattr(Subscription, "start", fails_once)
+    try:
+        await asyncio.wait_for(failed.wait(), 30)
+        assert (await connection.store(SUBJECT, b"x", msg_id="m", timeout_s=30)).seq == 1
     finally:
         await connection.close()
 

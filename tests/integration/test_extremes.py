@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import given
-from inprocess import conducting, connected, declare, depth, queue_of, working
+from inprocess import connected, declare, depth, queue_of
 from jetfleet import subjects
 from jetfleet.client import Client, Gap
 from jetfleet.clock import new_id
-from jetfleet.connection import Connection
 from jetfleet.errors import BeyondLimits, EventUnreadable, InvalidRequest, InvocationFailed
 from jetfleet.events import encode
-from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec
 from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import QueueScan
 from models.extremes import nest
 from models.serving import function
-from projections_made import writer
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
 UNREADABLE = b"[" * 250 + b"]" * 250
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def fleet(settings: Settings) -> AsyncIterator[None]:
-    async with conducting(settings), working(settings):
-        yield
-
-
-@pytest.fixture
-async def put(broker) -> AsyncIterator[Connection]:
-    connection = await writer(broker)
-    yield connection
-    await connection.close()
 
 
 async def serve(client: Client, behaves: str) -> None:

@@ -43,13 +43,6 @@ async def stored(broker: Broker) -> list[InvocationQueued]:
     return [event for event in events if isinstance(event, InvocationQueued)]
 
 
-async def until_stored(broker: Broker) -> None:
-    """Return when the log has an invocation."""
-    async with asyncio.timeout(5):
-        while not await stored(broker):
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.anyio
 async def test_from_registering_a_model_to_the_output_over_http_alone(broker: Broker) -> None:
     async with gateway(broker) as http:

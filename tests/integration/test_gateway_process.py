@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_gateway_http import until_stored
+from test_gateway_http import stored
 from test_gateway_worker import Task, echo, register, serving
 
 from conftest import free_ports, new_broker, settings_for
@@ -24,8 +24,8 @@ from jetfleet.client import Client
 from jetfleet.events import InvocationCancelRequested
 from jetfleet.server import Broker
 from jetfleet.setup import ensure_streams
+from waiting import until
 
-RUN = "/v1/inference_jobs/echo/run"
 SYNC = "/v1/inference_jobs/echo/run_sync"
 
 
@@ -38,11 +38,13 @@ class Gateway:
     http: httpx.AsyncClient
 
     async def until(self, path: str, status: int) -> httpx.Response:
-        """Ask until this status is the answer; ten seconds at most."""
-        async with asyncio.timeout(10):
-            while (answer := await self.http.get(path)).status_code != status:
-                await asyncio.sleep(0.02)
-            return answer
+        """The answer, once it has this status."""
+
+        async def answers() -> httpx.Response | None:
+            answer = await self.http.get(path)
+            return answer if answer.status_code == status else None
+
+        return await until(answers, f"{path} answers {status}")
 
     async def stop(self, with_signal: int = signal.SIGTERM) -> int:
         self.process.send_signal(with_signal)
@@ -119,7 +121,7 @@ async def test_an_invocation_that_waits_over_a_broker_restart_is_answered(broker
     async with gateway(broker.url, broker.data_dir) as served:
         await served.until("/readyz", 200)
         waiting = asyncio.create_task(served.http.post(SYNC, json={"input": 1}))
-        await until_stored(broker)
+        await until(lambda: stored(broker), "the log has it")
         broker.kill()
         await broker.start()
         async with serving(broker):
@@ -142,24 +144,22 @@ async def test_sigterm_lets_open_requests_finish(broker: Broker) -> None:
         request = asyncio.create_task(served.http.post(SYNC, json={"input": 1}))
         await taken.wait()
         stopping = asyncio.create_task(served.stop())
-        await refused(served.url)
+        await until(lambda: refused(served.url), "it takes no more")
         release.set()
         answer = await request
         assert await stopping == 0
     assert (answer.status_code, answer.json()["output"]) == (200, 1)
 
 
-async def refused(url: str) -> None:
-    """Return when nothing accepts connections there any more."""
+async def refused(url: str) -> bool:
+    """Whether nothing accepts connections there any more."""
     host, port = url.removeprefix("http://").split(":")
-    async with asyncio.timeout(5):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection(host, int(port))
-            except OSError:
-                return
-            writer.close()
-            await asyncio.sleep(0.02)
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return True
+    writer.close()
+    return False
 
 
 @pytest.mark.anyio

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from conftest import settings_for
-from jetfleet import access, jwt, streams, subjects
+from jetfleet import access, streams, subjects
 from jetfleet.blobs import to_json, write
 from jetfleet.client import Client
 from jetfleet.clock import new_id
@@ -31,36 +30,11 @@ from jetfleet.events import (
 from jetfleet.server import Broker
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.stamp import Stamp
+from rights import Rights
 
 WORKER = "w1"
 MODEL = ModelSpec(name="echo", function="models.py:echo")
 JOB = JobSpec(name="echo", model=MODEL, timeout_s=20, queue_ttl_s=60)
-
-
-@dataclass(frozen=True)
-class Powers:
-    """Credentials that may do everything in the fleet's account: a conductor and worker in one."""
-
-    jwt_text: str
-    seed: bytes
-
-    @classmethod
-    def of(cls, broker: Broker) -> Powers:
-        seed = jwt.new_seed("user")
-        text = access.user_token(
-            access.Permissions((">",), (">",)),
-            account_seed=broker.secrets.seed(access.FLEET_ACCOUNT),
-            user=jwt.public_key(seed),
-            name="test-worker",
-            issued_at=int(time.time()),
-        )
-        return cls(text, seed)
-
-    def token(self) -> str:
-        return self.jwt_text
-
-    def sign(self, nonce: str) -> bytes:
-        return jwt.sign_nonce(self.seed, nonce)
 
 
 @dataclass
@@ -195,7 +169,8 @@ async def serving(
     broker: Broker, model: Model = echo, job: JobSpec = JOB
 ) -> AsyncIterator[TinyWorker]:
     """A worker of ``job`` on this broker, while the block runs."""
-    connection = await Connection.open(broker.url, Powers.of(broker), user="test", name="worker")
+    rights = Rights(broker.secrets)  # a conductor's and a worker's in one
+    connection = await Connection.open(broker.url, rights, user="test", name="worker")
     worker = TinyWorker(connection, job, model)
     await worker.start()
     try:

@@ -25,7 +25,8 @@ from jetfleet.specs import Resources
 from jetfleet.streams import FLEET
 from jetfleet.telemetry import last_heartbeat
 from nvml import FakeDriver, compile_library
-from stack import Stack, fleet_says, open_job, position, stack, started, until
+from stack import Stack, fleet_says, open_job, position, stack, started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 LARGE = Resources(gpu_memory_mib=24_000)

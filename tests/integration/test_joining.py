@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import stat
 import time
 from collections.abc import AsyncIterator
@@ -24,23 +25,17 @@ from jetfleet.stamp import Stamp
 from jetfleet_agent.joining import JoinRefused, Membership
 from jetfleet_projections.conductor import Conductor
 from joining_made import joined, place_of, token_of
-from stack import fleet_says, until
+from stack import fleet_says
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 10.0
 
 
 @pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def conductor(settings: Settings) -> AsyncIterator[Conductor]:
-    async with conducting(settings) as running:
-        await until(lambda: running.rounds, "it answers")
-        yield running
+async def conductor(conductor: Conductor) -> Conductor:
+    await until(lambda: conductor.rounds, "it answers")
+    return conductor
 
 
 async def revoke(client: Client, token: JoinToken) -> None:
@@ -116,11 +111,12 @@ async def test_it_waits_for_a_conductor(broker, settings, tmp_path):
             await entering
 
 
-async def test_it_waits_for_a_broker_that_is_not_there_yet(broker, settings, tmp_path):
+async def test_it_waits_for_a_broker_that_is_not_there_yet(broker, settings, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "jetfleet.connection")
     token = token_of(broker)
     await broker.stop()
     entering = asyncio.create_task(place_of(broker, tmp_path, token).enter(Settings()))
-    await asyncio.sleep(0)
+    await until(lambda: caplog.records, "it has tried")
     assert not entering.done()
     await broker.start()
     async with conducting(settings):
@@ -194,8 +190,8 @@ async def test_what_has_ended_is_exchanged_anew_with_the_token_and_costs_no_use(
         again = place_of(broker, tmp_path, token)
         await again.enter(Settings())
         assert again._seed() == key
+        await until(lambda: not again._stored(), "it has ended")
         with pytest.raises(JoinRefused, match="no credentials that hold"):
-            await until(lambda: not again._stored(), "it has ended")
             await place_with_nothing(place).enter(Settings())
     assert await count(client, WorkerAdmitted) == 1
 

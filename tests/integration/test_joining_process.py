@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 from jetfleet.events import WorkerDraining, WorkerLeft
-from stack import MARK, WITHIN_S, Program, Stack, fleet_says, open_job, stack, until
+from stack import MARK, Program, Stack, fleet_says, open_job, stack
+from waiting import WITHIN_S, until
 
 pytestmark = pytest.mark.anyio
 
@@ -124,8 +125,6 @@ async def test_it_ends_at_once_when_told_to_before_it_could_join(tmp_path: Path)
         await until(lambda: "folded" in conductor.read_text(), "the conductor is there")
         await fleet.broker.stop()
         box = owner_starts(fleet, tmp_path / "home", "box", token["token"])
-        with anyio.fail_after(WITHIN_S):
-            while "Connect" not in box.log.read_text():
-                await anyio.sleep(0.05)
+        await until(lambda: "Connect" in box.log.read_text(), "it has tried to connect")
         assert await box.stop() == 0
         assert box.log.read_text().count("Connect") == 1  # said once, not with every try

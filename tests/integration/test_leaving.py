@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from inprocess import conducting, connected, working
+from inprocess import connected, working
 from jetfleet import subjects
-from jetfleet.client import Client
 from jetfleet.errors import StartupError
-from jetfleet.events import InvocationCompleted, WorkerDraining, WorkerJoined, WorkerLeft
-from jetfleet.settings import Settings
+from jetfleet.events import (
+    InvocationCompleted,
+    ReplicaReady,
+    WorkerDraining,
+    WorkerLeft,
+)
 from jetfleet_agent import notices
-from stack import fleet_says, open_job, started, until
+from jetfleet_agent.replicas import Replica
+from stack import all_joined, fleet_says, open_job, started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
@@ -27,24 +31,11 @@ LONG = {"ack_wait_s": 60, "timeout_s": 60}
 PROMPTLY_S = 5.0  # less than a lease: what nobody handed back would take that
 
 
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def conductor(settings: Settings) -> AsyncIterator[None]:
-    async with conducting(settings):
-        yield
-
-
 async def test_what_does_not_end_in_time_is_handed_to_another_at_once(
     client, conductor, settings, tmp_path
 ):
     async with working(settings, "w1") as first, working(settings, "w2"):
-        for worker in ("w1", "w2"):
-            await fleet_says(client, WorkerJoined, worker=worker)
+        await all_joined(client, "w1", "w2")
         await open_job(client, "slow", SLOW, min_replicas=2, concurrency=3, **LONG)
         handles = [await client.submit("slow", str(tmp_path / str(n))) for n in range(4)]
         ran = {(await started(client, h.invocation)).data.worker for h in handles}
@@ -76,6 +67,25 @@ async def test_work_that_comes_while_the_only_worker_drains_loses_no_attempt(
         outcome = await later.outcome(WAIT)
     assert isinstance(outcome, InvocationCompleted)
     assert outcome.data.attempt == 1
+
+
+async def test_a_call_whose_model_is_being_started_again_is_handed_back_at_once(
+    client, conductor, settings, monkeypatch
+):
+    await open_job(client, "bad", "faulty.py:misbehave", ready=False, **LONG)
+    async with working(settings) as agent:
+        await fleet_says(client, ReplicaReady, job="bad")
+        forever = asyncio.Event()
+
+        async def never(*_: object) -> None:
+            await forever.wait()
+
+        monkeypatch.setattr(Replica, "_start_once", never)
+        await client.submit("bad", "exit")
+        (job,) = agent.jobs.values()
+        await until(lambda: job.waiting, "the call waits for its model")
+        agent.leave("the test says so", 60)
+        await fleet_says(client, WorkerLeft, worker="w1", within_s=PROMPTLY_S)
 
 
 async def test_a_worker_asked_to_drain_says_so_and_leaves(client, conductor, settings):
@@ -120,6 +130,9 @@ class Metadata(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         _, status, body = self.path.split("/")
+        if status == "noise":
+            self.wfile.write(b"this is no HTTP\r\n")
+            return
         self.send_response(int(status))
         self.end_headers()
         self.wfile.write(body.encode())
@@ -142,7 +155,7 @@ def metadata():
 @pytest.mark.parametrize(
     ("answer", "notice"),
     [("404/none", False), ("500/x", False), ("200/", False), ("200/FALSE", False),
-     ("200/TRUE", True), ("200/terminate", True)],
+     ("noise/x", False), ("200/TRUE", True), ("200/terminate", True)],
 )  # fmt: skip
 def test_what_a_metadata_service_answers_is_a_notice_or_not(metadata, answer, notice):
     assert notices.answers(f"{metadata}/{answer}") is notice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,7 @@ import pytest
 from inprocess import connected
 from jetfleet.connection import Connection
 from jetfleet.log import LogReader, read_records, record
-from stack import until
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +186,19 @@ async def test_a_reader_given_up_leaves_no_consumer_behind(connection):
     await until(gone, "its consumers are gone")
     assert len(connection.subscriptions) == 1  # the one for acknowledgements
     assert not connection.on_reconnect
+
+
+async def test_a_reader_that_tries_again_and_again_leaves_nothing_behind(
+    connection, monkeypatch, caplog
+):
+    monkeypatch.setattr("jetfleet.log.RETRY_S", 0.001)
+    caplog.set_level(logging.INFO, "jetfleet.log")
+    reading = asyncio.create_task(read(LogReader(connection, "NOT-YET")))
+    await until(lambda: caplog.text.count("cannot read NOT-YET yet") > 5, "it tries again")
+    assert len(connection.subscriptions) <= 2  # its own, and the one for acknowledgements
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert len(connection.subscriptions) == 1
 
 
 async def test_a_reader_whose_consumer_is_deleted_makes_another(connection):

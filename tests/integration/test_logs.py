@@ -11,22 +11,16 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from inprocess import conducting, connected, declare, working
+from inprocess import background, connected, declare, working
 from jetfleet import subjects
 from jetfleet.client import Client
-from jetfleet.events import ReplicaReady, WorkerJoined
+from jetfleet.events import ReplicaReady
 from jetfleet.logs import Line, LogFeed
-from jetfleet.settings import Settings
-from stack import fleet_says, until
+from stack import all_joined, fleet_says
+from waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("conductor")]
 WAIT = 30.0
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with conducting(settings), await Client.connect(settings) as opened:
-        yield opened
 
 
 def feed(client: Client, **whose: object) -> LogFeed:
@@ -48,13 +42,8 @@ async def following(client: Client, **whose: object) -> AsyncIterator[list[Line]
             async for line in lines:
                 heard.append(line)
 
-    listening = asyncio.create_task(listen())
-    try:
+    async with background(listen()):
         yield heard
-        assert not listening.done(), listening
-    finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
 
 
 async def test_the_last_lines_are_printed_and_the_one_still_being_written(client, settings):
@@ -88,8 +77,7 @@ async def test_following_tells_what_was_and_each_new_line_once(client, settings,
 
 async def test_lines_of_all_replicas_come_and_of_those_that_begin_later(client, settings):
     async with working(settings, "w1"), working(settings, "w2"):
-        for name in ("w1", "w2"):
-            await fleet_says(client, WorkerJoined, worker=name)
+        await all_joined(client, "w1", "w2")
         await declare(client, "says", behaves="says", min_replicas=2, max_replicas=2)
         async with following(client, job="says") as heard:
             for name in ("w1", "w2"):
@@ -113,7 +101,7 @@ async def test_a_restarted_model_is_followed(client, settings):
         await until(lambda: [li.text for li in heard].count("last words") == 2, "the second's")
 
 
-async def test_a_flood_is_bounded_and_says_what_is_left_out(client, settings, monkeypatch):
+async def test_a_flood_is_bounded_and_says_what_is_left_out(client, settings):
     await declare(client, "says", behaves="says")
     async with working(settings), following(client, job="says") as heard:
         await client.run("says", ["first"], wait_s=WAIT)
@@ -125,7 +113,7 @@ async def test_a_flood_is_bounded_and_says_what_is_left_out(client, settings, mo
         assert [line.number for line in heard] == sorted({line.number for line in heard})
 
 
-async def test_nothing_is_sent_when_nobody_listens(client, settings, monkeypatch):
+async def test_nothing_is_sent_when_nobody_listens(client, settings):
     await declare(client, "says", behaves="says")
     async with working(settings) as agent, connected(settings) as listener:
         heard = []
@@ -155,7 +143,7 @@ async def test_a_damaged_request_disturbs_nobody(client, settings, request_):
         assert await client.run("says", [], wait_s=WAIT) is None
 
 
-async def test_the_command_prints_lines_json_and_what_is_wrong(client, settings, tmp_path):
+async def test_the_command_prints_lines_json_and_what_is_wrong(client, settings):
     async def cli(*arguments: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "jetfleet", *arguments,
@@ -183,6 +171,8 @@ async def test_the_command_prints_lines_json_and_what_is_wrong(client, settings,
     status, _, err = await cli("logs", "nobody")
     assert status == 1
     assert "no job or worker 'nobody'" in err
+    status, _, err = await cli("logs", "--worker", "says", "--json")
+    assert json.loads(err)["error"]["code"] == "worker_not_found"
 
 
 async def test_a_worker_may_not_speak_in_the_logs_of_another(client, settings):

@@ -7,13 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from conftest import new_broker
+from inprocess import projecting
 from jetfleet import streams
 from jetfleet.client import Client
 from jetfleet.connection import Connection
@@ -25,8 +24,10 @@ from jetfleet.setup import ensure_streams
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections import tables
 from jetfleet_projections.projector import Projector
-from jetfleet_projections.warehouse import FILE, STREAMS, Warehouse
-from projections_made import Log, lives, write, writer
+from jetfleet_projections.warehouse import FILE, Warehouse
+from models import serving
+from projections_made import Log, lives, put_all, write, writer
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -49,39 +50,18 @@ def ends(log: Log) -> dict[str, int]:
     return {stream: batch.seqs[-1] if batch.seqs else 0 for stream, batch in log.batches.items()}
 
 
-@asynccontextmanager
-async def projecting(settings: Settings, path: Path) -> AsyncIterator[Projector]:
-    """A projector in this process."""
-    warehouse = Warehouse.open(path)
-    connection = await Connection.open(
-        settings.nats_url, settings.credentials_of("projector"), user="projector", name="projector"
-    )
-    projector = Projector(connection, warehouse)
-    following = asyncio.create_task(projector.run())
-    try:
-        yield projector
-        if following.done():
-            following.result()
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        denied = connection.denied
-        await connection.close()
-        warehouse.close()
-    assert denied == []
-
-
 async def reached(projector: Projector, wanted: dict[str, int]) -> None:
-    async with asyncio.timeout(30):
-        while projector.position != wanted:
-            await asyncio.sleep(0.02)
+    await until(lambda: projector.position == wanted, f"the projector is at {wanted}")
 
 
 async def stored(connection: Connection, seq: int) -> None:
     """Return when INVOCATIONS has so many."""
-    async with asyncio.timeout(10):
-        while (await connection.api(f"STREAM.INFO.{INVOCATIONS}"))["state"]["last_seq"] < seq:
-            await asyncio.sleep(0.01)
+
+    async def enough() -> bool:
+        info = await connection.api(f"STREAM.INFO.{INVOCATIONS}")
+        return info["state"]["last_seq"] >= seq
+
+    await until(enough, f"INVOCATIONS has {seq}")
 
 
 def compare(first: Path, second: Path) -> None:
@@ -98,10 +78,10 @@ async def test_rows_built_live_and_rows_built_anew_are_equal_table_by_table(
 ) -> None:
     log, connection = made_log(seed=1), await writer(broker)
     async with projecting(settings, tmp_path / "live.duckdb") as projector:
-        batch = log.batches[INVOCATIONS]
+        batch, none = log.batches[INVOCATIONS], projector.position
         for start in range(0, len(batch), 97):
             await write(connection, batch, start, start + 97)
-            await asyncio.sleep(0.02)
+            await reached(projector, {**none, INVOCATIONS: min(start + 97, len(batch))})
         for stream in (REGISTRY, FLEET):
             await write(connection, log.batches[stream])
         await reached(projector, ends(log))
@@ -124,6 +104,17 @@ async def test_what_was_stored_before_a_question_is_folded_for_it(
     await connection.close()
 
 
+async def test_a_stream_that_has_aged_out_does_not_hold_questions_up(
+    settings: Settings, put: Connection, tmp_path: Path
+) -> None:
+    log = Log()
+    log.queued(log.clock.new_id())
+    await write(put, log.batches[INVOCATIONS])
+    await put.api(f"STREAM.PURGE.{INVOCATIONS}")
+    async with projecting(settings, tmp_path / "anew.duckdb") as projector:
+        assert await projector.catch_up(5)
+
+
 async def test_projector_goes_on_after_the_broker_was_killed(
     tmp_path: Path,
 ) -> None:
@@ -141,9 +132,7 @@ async def test_projector_goes_on_after_the_broker_was_killed(
             await stored(connection, part * 100 + 100)
             broker.kill()
             await broker.start()
-            async with asyncio.timeout(10):
-                while not connection.connected:
-                    await asyncio.sleep(0.02)
+            await until(lambda: connection.connected, "connected again")
         await reached(projector, {**projector.position, INVOCATIONS: 300})
     anew = Warehouse.open(tmp_path / "anew.duckdb")
     live = Warehouse.open(tmp_path / "live.duckdb")
@@ -162,8 +151,7 @@ async def test_rows_of_a_log_that_is_gone_are_dropped(
 ) -> None:
     old, new, connection = made_log(seed=3), made_log(seed=4, count=5), await writer(broker)
     for log in (old, new):
-        for stream in STREAMS:
-            await write(connection, log.batches[stream])
+        await put_all(connection, log)
         async with projecting(settings, tmp_path / "kept.duckdb") as projector:
             await reached(projector, ends(log))
         if log is old:
@@ -196,16 +184,17 @@ def size(settings: Settings) -> int:
 async def position(client: Client) -> int:
     """How far the projector is; -1 when it does not answer."""
     try:
-        rows = await client.query("invocation_events", invocation=Log().clock.new_id())
+        rows = await client.query("invocation", invocation=Log().clock.new_id())
     except QueryUnavailable:
         return -1
     return rows.position[INVOCATIONS]
 
 
 async def at_least(client: Client, wanted: int) -> None:
-    async with asyncio.timeout(40):
-        while await position(client) < wanted:
-            await asyncio.sleep(0.02)
+    async def there() -> bool:
+        return await position(client) >= wanted
+
+    await until(there, f"the projector is at {wanted}", 40)
 
 
 async def test_projector_killed_while_it_catches_up_ends_with_equal_rows(
@@ -221,7 +210,7 @@ async def test_projector_killed_while_it_catches_up_ends_with_equal_rows(
         async with asyncio.timeout(20):
             while size(settings) <= before and process.poll() is None:
                 await asyncio.sleep(0.002)  # until it writes its first batch
-        await asyncio.sleep(chance.uniform(0, 0.05))
+        await asyncio.sleep(chance.uniform(0, 0.05))  # killed at any point of what follows
         process.kill()
         process.wait()
         warehouse = Warehouse.open(settings.data_dir / FILE)
@@ -251,27 +240,25 @@ async def test_killed_projector_leaves_no_process_behind_in_the_middle_of_a_quer
         process = start(settings)
         await at_least(client, 0)
         asking = asyncio.create_task(client.sql(ENDLESS))
-        async with asyncio.timeout(10):
-            while not (left := children(process.pid)):
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)
+        await until(lambda: any(map(reads_a_copy, children(process.pid))), "the query runs")
+        left = children(process.pid)
         process.kill()
         process.wait()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        async with asyncio.timeout(5):
-            while any(alive(pid) for pid in left):
-                await asyncio.sleep(0.02)
+        await until(lambda: not any(map(serving.lives, left)), "none of its processes is left", 5)
 
 
 ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
 
 
-def alive(pid: int) -> bool:
+def reads_a_copy(pid: int) -> bool:
+    """Whether this process has a copy of the warehouse open, as for a user's query."""
     try:
-        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError:
+        opened = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    except FileNotFoundError:  # a file, or all of them, closed meanwhile
         return False
+    return any("/copies/" in name for name in opened)
 
 
 async def test_second_projector_on_the_folder_says_so(broker: Broker, settings: Settings) -> None:

@@ -1,82 +1,31 @@
-"""The query service on a real broker: named queries, SQL of users, and attacks by it."""
+"""The query service on a real broker: named queries, and questions that are none."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+import threading
 
-import anyio
 import pytest
 
 from jetfleet import subjects
 from jetfleet.client import Client
 from jetfleet.connection import Connection
 from jetfleet.errors import QueryFailed
-from jetfleet.queries import Rows, ask
-from jetfleet.server import Broker
+from jetfleet.queries import ask
 from jetfleet.settings import Settings
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet.views import view_of_row
-from jetfleet_projections.projector import Projector
-from jetfleet_projections.sandboxes import Sandbox
-from jetfleet_projections.service import Service
-from jetfleet_projections.warehouse import STREAMS, Warehouse
-from projections_made import Log, lives, write, writer
+from jetfleet_projections.service import THREADS, Service
+from projections_made import Log, lives, put_all, write
 
 pytestmark = pytest.mark.anyio
-ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
-
-
-@asynccontextmanager
-async def serving(settings: Settings, deadline_s: float = 10.0) -> AsyncIterator[Service]:
-    warehouse = Warehouse.open(settings.data_dir / "warehouse.duckdb")
-    connection = await Connection.open(
-        settings.nats_url, settings.credentials_of("projector"), user="projector", name="projector"
-    )
-    projector = Projector(connection, warehouse)
-    sandbox = Sandbox(
-        settings.data_dir / "copies", lambda: warehouse.commits, projector.copy, deadline_s
-    )
-    service = Service(connection, projector, sandbox)
-    following = asyncio.create_task(projector.run())
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.stop()
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        denied = connection.denied
-        await connection.close()
-        warehouse.close()
-    assert denied == []
 
 
 @pytest.fixture
-async def service(broker: Broker, settings: Settings) -> AsyncIterator[Service]:
-    async with serving(settings) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(service: Service, settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def put(broker: Broker) -> AsyncIterator[Connection]:
-    connection = await writer(broker)
-    yield connection
-    await connection.close()
-
-
-async def put_all(put: Connection, log: Log) -> None:
-    for stream in STREAMS:
-        await write(put, log.batches[stream])
+async def client(service: Service, client: Client) -> Client:
+    """With a service that answers."""
+    return client
 
 
 # -- named queries
@@ -165,6 +114,71 @@ async def test_ps_and_summary_add_up(client: Client, put: Connection) -> None:
     assert [d["decision"] for d in (await client.query("decisions")).dicts()] == ["assigned"] * 2
 
 
+async def test_ps_wants_what_was_decided_for_a_job_that_follows_its_work(
+    client: Client, put: Connection
+) -> None:
+    log = Log()
+    log.scaled(2, registry_seq=1)  # for a job of this name that was there before
+    log.job("deleted")
+    log.job("created", min_replicas=0, max_replicas=5, scaling={"policy": "lag"})
+    await put_all(put, log)
+
+    async def wanted() -> int:
+        [job] = (await client.query("ps", tenant="default")).dicts()
+        return int(job["wanted"])
+
+    assert await wanted() == 0
+    log.scaled(3)
+    await write(put, log.batches[FLEET], 1)
+    assert await wanted() == 3
+    log.scaled(9)
+    await write(put, log.batches[FLEET], 2)
+    assert await wanted() == 5
+    [last, *_] = (await client.query("decisions")).dicts()
+    assert (last["decision"], last["desired"], last["worker"]) == ("scaled", 9, None)
+
+
+async def test_a_timeline_has_what_was_stored_before_it_was_asked_for(
+    client: Client, put: Connection
+) -> None:
+    log = Log()
+    invocation = log.clock.new_id()
+    log.queued(invocation)
+    await put_all(put, log)
+    assert len((await client.query("invocation_events", invocation=invocation)).rows) == 1
+    log.done(invocation)
+    await write(put, log.batches[INVOCATIONS], 1)
+    assert len((await client.query("invocation_events", invocation=invocation)).rows) == 2
+
+
+async def test_workers_go_on_from_a_position(client: Client, put: Connection) -> None:
+    log = Log()
+    for name in ("w1", "w2", "w3"):
+        log.worker("joined", name)
+    await put_all(put, log)
+    first = (await client.query("workers", limit=2)).dicts()
+    assert [w["worker"] for w in first] == ["w3", "w2"]
+    rest = (await client.query("workers", before=first[-1]["joined_seq"])).dicts()
+    assert [w["worker"] for w in rest] == ["w1"]
+
+
+async def test_a_query_that_no_thread_began_in_time_is_not_begun(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr("jetfleet_projections.service.DEADLINE_S", 0.2)
+    monkeypatch.setattr("jetfleet_projections.service._run", lambda *_: ran.append("it"))
+    free = threading.Event()
+    for _ in range(THREADS):
+        service._threads.submit(free.wait, 30)
+    [page] = await service.ask({"name": "positions"})
+    assert json.loads(page)["error"]["message"] == "positions was stopped after 0.2 s"
+    later = service._threads.submit(ran.append, "the next one")
+    free.set()
+    await asyncio.wrap_future(later)
+    assert ran == ["the next one"]
+
+
 async def test_malformed_questions_are_answered_with_what_is_wrong(
     client: Client, service: Service
 ) -> None:
@@ -192,142 +206,6 @@ async def test_a_question_is_no_way_to_publish_in_the_projectors_name(
     assert info["state"]["last_seq"] == 0
 
 
-# -- SQL of users
-
-
-async def test_sql_sees_what_was_stored_before_it_and_reuses_its_copy(
-    client: Client, put: Connection, service: Service, settings: Settings
-) -> None:
-    log = Log()
-    for number in range(1, 4):
-        log.queued(log.clock.new_id())
-        await write(put, log.batches[INVOCATIONS], number - 1)
-        rows = await client.sql("SELECT count(*) AS n FROM invocations")
-        assert (rows.columns, rows.rows, rows.position[INVOCATIONS]) == (["n"], [[number]], number)
-    copies = list((settings.data_dir / "copies").iterdir())
-    await client.sql("SELECT 1")
-    assert list((settings.data_dir / "copies").iterdir()) == copies
-    assert len(copies) == 1
-
-
-async def test_sql_answers_with_json_values_and_utc_times(client: Client, put: Connection) -> None:
-    log = Log()
-    log.queued(log.clock.new_id())
-    await put_all(put, log)
-    sql = "SELECT data, stored_at, now() AS asked, invocation FROM events"
-    [row] = (await client.sql(sql)).dicts()
-    assert row["data"]["input"] == {"n": 1}
-    assert row["stored_at"].endswith("Z")
-    assert row["asked"].endswith("Z")
-    assert (await client.sql("SELECT job FROM jobs")).rows == []
-
-
-async def test_large_answers_come_whole_and_too_large_ones_are_cut(
-    client: Client, put: Connection
-) -> None:
-    rows = await client.sql("SELECT n, repeat('x', 1000) FROM range(5000) t(n)")
-    assert [row[0] for row in rows.rows] == list(range(5000))
-    assert not rows.truncated
-    rows = await client.sql("SELECT * FROM range(1000000000000)")
-    assert (len(rows.rows), rows.truncated) == (10_000, True)
-    with pytest.raises(QueryFailed, match="fewer columns"):
-        await client.sql("SELECT repeat('x', 600000)")
-
-
-ATTACKS = [
-    "SELECT * FROM read_text('/etc/passwd')",
-    "SELECT * FROM '/etc/passwd'",
-    "SELECT * FROM read_csv_auto('/etc/passwd')",
-    "SELECT * FROM glob('/*')",
-    "WITH x AS (COPY (SELECT 1) TO '{path}') SELECT 1",
-    "COPY jobs TO '{path}'",
-    "EXPORT DATABASE '{path}'",
-    "ATTACH '{path}'",
-    "ATTACH '{path}' AS x; CREATE TABLE x.y AS SELECT 1",
-    "SET memory_limit = '100GB'",
-    "SET enable_external_access = true",
-    "SET lock_configuration = false",
-    "DROP TABLE invocations",
-    "INSTALL httpfs",
-    "SELECT getenv('HOME')",
-    "SELECT * FROM query_table('version')",
-    "PRAGMA database_list",
-    "CREATE MACRO now() AS 1",
-    "SELECT 1; DROP TABLE jobs",
-]
-
-
-async def test_attacks_are_refused_and_normal_queries_work_after_each(
-    client: Client, tmp_path: Path
-) -> None:
-    path = tmp_path / "stolen"
-    for attack in ATTACKS:
-        with pytest.raises(QueryFailed):
-            await client.sql(attack.format(path=path))
-        assert (await client.sql("SELECT 1")).rows == [[1]]
-    assert not path.exists()
-
-
-async def test_sandbox_itself_is_closed_without_the_guard(
-    client: Client, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the guard lets through by mistake still finds no open door."""
-    code = (
-        "import sys; from jetfleet_projections import sandbox; "
-        "sandbox.check = lambda *_: None; sandbox.main()"
-    )
-    import sys
-
-    from jetfleet_projections import sandboxes
-
-    await service.sandbox._kill()
-    monkeypatch.setattr(sandboxes, "launched", lambda _argv: [sys.executable, "-c", code])
-    for attack in ATTACKS:
-        if attack.startswith(("PRAGMA", "SELECT * FROM query_table")):
-            continue  # harmless in a copy
-        with pytest.raises(QueryFailed):
-            await client.sql(attack.format(path=tmp_path / "stolen"))
-        assert (await client.sql("SELECT 1")).rows == [[1]]
-    assert not (tmp_path / "stolen").exists()
-
-
-async def test_endless_query_is_stopped_at_the_deadline(broker: Broker, settings: Settings) -> None:
-    async with serving(settings, deadline_s=1.0), await Client.connect(settings) as client:
-        for endless in (ENDLESS, "SELECT count(*) FROM range(1000000) a, range(1000000) b"):
-            began = anyio.current_time()
-            with pytest.raises(QueryFailed, match=r"stopped after 1 s"):
-                await client.sql(endless)
-            assert anyio.current_time() - began < 4
-            assert (await client.sql("SELECT 1")).rows == [[1]]
-
-
-async def test_memory_hogs_end_and_leave_the_service_working(client: Client) -> None:
-    for hog in (
-        "SELECT len(string_agg(repeat('x', 1000000), '')) FROM range(100000)",
-        "SELECT len(list(n)) FROM range(1000000000) t(n)",
-        "SELECT len(rpad('x', 2000000000, 'y'))",
-        "SELECT a.range FROM range(100000000) a ORDER BY hash(a.range)",
-    ):
-        with pytest.raises(QueryFailed, match=r"memory|stopped|too large|Maximum"):
-            await client.sql(hog)
-        assert (await client.sql("SELECT 1")).rows == [[1]]
-
-
-async def test_queries_wait_their_turn_and_named_ones_do_not_wait_for_sql(
-    broker: Broker, settings: Settings
-) -> None:
-    async with serving(settings, deadline_s=2.0), await Client.connect(settings) as client:
-        slow = asyncio.create_task(client.sql(ENDLESS))
-        await asyncio.sleep(0.2)
-        began = anyio.current_time()
-        await client.query("positions")
-        assert anyio.current_time() - began < 1
-        answers = await asyncio.gather(*(client.sql(f"SELECT {n}") for n in range(5)))
-        assert [a.rows for a in answers if isinstance(a, Rows)] == [[[n]] for n in range(5)]
-        with pytest.raises(QueryFailed, match="stopped"):
-            await slow
-
-
 async def test_answers_reach_the_gateway_role_too(service: Service, settings: Settings) -> None:
     async with await Client.connect(settings, role="gateway") as gateway:
         assert (await gateway.query("workers")).rows == []
@@ -341,16 +219,6 @@ async def test_dead_messages_can_be_looked_at(client: Client, put: Connection) -
     [dead] = (await client.query("dead")).dicts()
     assert (dead["stream"], dead["size"], dead["body"]) == (INVOCATIONS, 8, "poison \\xff")
     assert "not a valid event" in dead["reason"]
-
-
-async def test_json_that_python_cannot_read_is_answered_as_its_text(client, put):
-    """Older warehouses have such rows; and a question may make them."""
-    digits, levels = "9" * 5_000, "[" * 2_000 + "]" * 2_000
-    for text in (digits, levels, "[nan]"):
-        rows = await client.sql(f"SELECT '{text}'::JSON AS data, 1 AS one")
-        assert rows.rows == [[text, 1]]
-    rows = await client.sql("SELECT '{\"n\": 1}'::JSON AS data")
-    assert rows.rows == [[{"n": 1}]]
 
 
 async def test_ps_tells_why_the_last_replica_failed_until_one_is_ready(client, put):

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import given
-from inprocess import conducting, connected, declare, depth, queue_of, working
-from jetfleet import access, jwt, subjects
+from inprocess import conducting, connected, declare, depth, queue_holds, queue_of, working
+from jetfleet import access, subjects
+from jetfleet.blobs import decode_stored
 from jetfleet.client import Client
 from jetfleet.connection import Connection
-from jetfleet.errors import InvocationCancelled, InvocationExpired
+from jetfleet.errors import BrokerUnavailable, InvocationCancelled, InvocationExpired
 from jetfleet.events import OUTCOMES, InvocationCancelRequested, encode
+from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
+from jetfleet_agent.worker import JobWorker
 from jetfleet_projections.queue_rescue import UNSETTLED, rescue
-from jetfleet_projections.queue_scan import QueueScan
-from stack import started, until
+from jetfleet_projections.queue_scan import Queued, QueueScan
+from jetfleet_projections.reaper import Reaper
+from rights import Rights
+from stack import started
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
 SINCE = timedelta(minutes=2)
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as connected_:
-        yield connected_
-
-
-async def emptied(client: Client, settings: Settings, job: str = "echo") -> None:
-    async def empty() -> bool:
-        return await depth(client.connection, queue_of(job, settings)) == 0
-
-    await until(empty, "the queue is empty")
 
 
 async def outcomes(client: Client) -> list[object]:
@@ -55,11 +46,7 @@ async def test_what_expires_in_the_queue_gets_its_outcome_and_leaves(client, set
         for handle in handles:
             with pytest.raises(InvocationExpired):
                 await handle.output(WAIT)
-
-        async def one_left() -> bool:
-            return await depth(client.connection, queue_of("echo", settings)) == 1
-
-        await until(one_left, "only what did not expire is left")
+        await queue_holds(client, 1)  # what did not expire
         assert len(await outcomes(client)) == 20
         assert (await client.find(stays.invocation)).state == "queued"
 
@@ -67,11 +54,64 @@ async def test_what_expires_in_the_queue_gets_its_outcome_and_leaves(client, set
 async def test_what_expired_while_no_conductor_ran_is_reaped_by_the_next(client, settings):
     await declare(client)
     handle = await client.submit("echo", 1, ttl_s=0.05)
-    await asyncio.sleep(0.1)  # its time passes
+    queued = (await anext(aiter(client.events(start=handle.seq)))).event
+    await until(lambda: datetime.now(UTC) > queued.data.expires_at, "its time has passed")
     async with conducting(settings):
         with pytest.raises(InvocationExpired):
             await handle.output(WAIT)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
+
+
+async def test_what_is_due_while_the_broker_does_not_answer_is_reaped_later(
+    client, settings, monkeypatch
+):
+    await declare(client)
+    looks, real = [], Reaper._nobody_has
+
+    async def fails_once(self: Reaper, item: Queued) -> bool:
+        looks.append(item.invocation)
+        if len(looks) == 1:
+            raise BrokerUnavailable
+        return await real(self, item)
+
+    monkeypatch.setattr(Reaper, "_nobody_has", fails_once)
+    async with conducting(settings):
+        handle = await client.submit("echo", 1, ttl_s=0.3)
+        with pytest.raises(InvocationExpired):
+            await handle.output(WAIT)
+    assert looks == [handle.invocation] * 2
+
+
+async def test_what_ended_behind_one_that_waits_gets_no_other_outcome(client, settings):
+    await declare(client)
+    await client.submit("echo", "waits", ttl_s=60)
+    ended = await client.submit("echo", "ends", ttl_s=1)
+    marker = await client.submit("echo", "marker", ttl_s=1.5)
+    async with conducting(settings) as conductor, connected(settings) as owner:
+        scan = conductor.reaper.scans[subjects.shard_of("echo", settings.shards)]
+        item = await until(lambda: scan.by_invocation.get(ended.invocation), "it was seen")
+        event = given.cancelled(ended.invocation)
+        subject = subjects.done(scan.shard, "default", "echo", item.origin, subjects.NOBODY)
+        await owner.store(subject, encode(event), msg_id="by somebody else")
+        await owner.api(f"STREAM.MSG.DELETE.{scan.stream}", {"seq": item.seq})
+        with pytest.raises(InvocationExpired):
+            await marker.output(WAIT)
+        assert item.seq not in scan.items
+    told = [outcome.data.invocation for outcome in await outcomes(client)]
+    assert told == [ended.invocation, marker.invocation]
+
+
+async def test_a_worker_that_missed_a_cancellation_is_told_again_and_why(
+    client, settings, monkeypatch
+):
+    monkeypatch.setattr(JobWorker, "_on_cancel", lambda *_: None)
+    await declare(client, "act", behaves="act")
+    async with conducting(settings), working(settings):
+        running = await client.submit("act", "hang")
+        await started(client, running.invocation)
+        await client.cancel(running.invocation, "not needed")
+        with pytest.raises(InvocationCancelled, match="not needed"):
+            await running.output(WAIT)
 
 
 async def test_a_cancelled_invocation_that_nobody_pulled_leaves_the_queue(client, settings):
@@ -111,7 +151,7 @@ async def test_what_a_deleted_job_had_queued_is_cancelled(client, settings):
         for handle in handles:
             with pytest.raises(InvocationCancelled, match="the job was deleted"):
                 await handle.output(WAIT)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
         assert (await client.find(kept.invocation)).state == "queued"
 
 
@@ -134,7 +174,7 @@ async def test_two_reapers_give_one_outcome(client, settings):
         for handle in handles:
             with pytest.raises(InvocationExpired):
                 await handle.output(WAIT)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
     assert len(await outcomes(client)) == 30
 
 
@@ -143,24 +183,8 @@ async def test_two_reapers_give_one_outcome(client, settings):
 
 async def _publisher(settings: Settings, tenant: str) -> Connection:
     """A connection with the rights of a publisher of one tenant."""
-    from jetfleet.secrets import Secrets
-
-    seed = jwt.new_seed("user")
-
-    class Source:
-        def token(self) -> str:
-            return access.user_token(
-                access.role_permissions("publisher", tenant=tenant),
-                account_seed=Secrets(settings.data_dir).seed(access.FLEET_ACCOUNT),
-                user=jwt.public_key(seed),
-                name=f"publisher of {tenant}",
-                issued_at=int(time.time()),
-            )
-
-        def sign(self, nonce: str) -> bytes:
-            return jwt.sign_nonce(seed, nonce)
-
-    return await Connection.open(settings.nats_url, Source(), user="publisher", name="rival")
+    rights = Rights(Secrets(settings.data_dir), access.role_permissions("publisher", tenant=tenant))
+    return await Connection.open(settings.nats_url, rights, user="publisher", name="rival")
 
 
 async def test_another_tenant_cannot_cancel_by_naming_the_invocation(client, settings):
@@ -233,8 +257,6 @@ async def _lose(connection: Connection, settings: Settings, handle) -> None:
     state = (await connection.api(f"STREAM.INFO.{stream}"))["state"]
     for seq in range(state["first_seq"], state["last_seq"] + 1):
         message = (await connection.api(f"STREAM.MSG.GET.{stream}", {"seq": seq}))["message"]
-        from jetfleet.blobs import decode_stored
-
         if json.loads(decode_stored(message))["data"]["invocation"] == handle.invocation:
             await connection.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq})
             return
@@ -257,12 +279,21 @@ async def test_what_is_missing_from_its_queue_is_put_back_once_and_run(client, s
     assert len(await outcomes(client)) == 1
 
 
+async def test_what_went_missing_before_a_long_pause_is_put_back_too(client, settings):
+    await declare(client)
+    handle = await client.submit("echo", 1)
+    async with connected(settings) as owner:
+        await _lose(owner, settings, handle)
+        after = (await client.find(handle.invocation)).queued_at + timedelta(days=1)
+        assert await rescue(owner, await _scans(owner, settings), SINCE, after) == 1
+
+
 async def test_what_has_an_outcome_or_is_in_its_queue_is_not_put_back(client, settings):
     await declare(client)
     async with conducting(settings), working(settings):
         done = await client.submit("echo", 1)
         await done.outcome(WAIT)
-        await emptied(client, settings)
+        await queue_holds(client, 0)
     waiting = await client.submit("echo", 2)
     later = (await client.find(waiting.invocation)).queued_at + 2 * UNSETTLED
     async with connected(settings) as owner:
@@ -285,12 +316,7 @@ async def test_a_scan_reads_every_unfinished_one_of_many(client, settings):
     count = 1300  # more than one batched read gives
     handles = await asyncio.gather(*(client.submit("echo", n) for n in range(count)))
     async with connected(settings) as owner:
-        stream = queue_of("echo", settings)
-
-        async def all_there() -> bool:
-            return await depth(owner, stream) == count
-
-        await until(all_there, "the queue has followed the log")
+        await queue_holds(client, count)  # it has followed the log
         scan = QueueScan(owner, subjects.shard_of("echo", settings.shards))
         await scan.refresh()
         assert len(scan.take_new()) == count
@@ -298,6 +324,6 @@ async def test_a_scan_reads_every_unfinished_one_of_many(client, settings):
         await scan.refresh()
         assert scan.take_new() == []
         first = next(iter(scan.items.values()))
-        await owner.api(f"STREAM.PURGE.{stream}", {"seq": first.seq + 100})
+        await owner.api(f"STREAM.PURGE.{queue_of('echo', settings)}", {"seq": first.seq + 100})
         await scan.refresh()
         assert len(scan.items) == count - 100

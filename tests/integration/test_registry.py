@@ -14,10 +14,12 @@ from jetfleet.client import Client
 from jetfleet.errors import (
     AlreadyExists,
     BrokerUnavailable,
+    Conflict,
     JobNotFound,
     ModelNotFound,
 )
-from stack import until
+from jetfleet.registry import Registry
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -205,6 +207,26 @@ async def test_a_client_sees_what_was_written_after_the_broker_came_back(broker,
     await until(lambda: one.connected and other.connected, "both are connected again")
     await one.apply_job(job())
     await until(lambda: other.registry.job("default", "echo") is not None, "the other folds it", 30)
+
+
+async def test_a_client_that_cannot_begin_leaves_no_connection_open(settings, monkeypatch):
+    begun = []
+
+    async def fail(self: Registry) -> None:
+        begun.append(self.connection)
+        raise Conflict("not today")
+
+    monkeypatch.setattr(Registry, "start", fail)
+    with pytest.raises(Conflict, match="not today"):
+        await Client.connect(settings)
+    assert not begun[0].connected
+
+
+async def test_a_registry_that_follows_no_more_is_not_ready(two):
+    one, _ = two
+    assert one.registry.ready
+    await one.registry.stop()
+    assert not one.registry.ready
 
 
 async def test_a_role_that_may_not_write_the_registry_is_refused_by_the_broker(settings, two):

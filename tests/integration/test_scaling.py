@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import groupby
 from typing import Any
 
@@ -13,20 +12,13 @@ from inprocess import conducting, declare, working
 from jetfleet.client import Client
 from jetfleet.events import JobScaled, ReplicaAssigned
 from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
-from jetfleet.settings import Settings
 from jetfleet.streams import FLEET
-from stack import until
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
 QUICK = LagScaling(down_window_s=1)
 ZERO: dict[str, Any] = {"min_replicas": 0, "max_replicas": 3, "scaling": QUICK}
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[Client]:
-    async with await Client.connect(settings) as opened:
-        yield opened
 
 
 async def numbers(client: Client, job: str = "echo") -> list[int]:

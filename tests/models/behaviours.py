@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -141,6 +142,9 @@ async def aact(value):
         sys.exit(3)
     if value == "cancelled":
         raise asyncio.CancelledError
+    if value == "hang":
+        os.write(1, b"hanging\n")
+        await asyncio.sleep(60)
     if isinstance(value, (int, float)):
         await asyncio.sleep(value)
     return value
@@ -157,6 +161,7 @@ def together(seconds):
     with _lock:
         _inside += 1
         _most = max(_most, _inside)
+    os.write(1, b"inside\n")
     time.sleep(seconds)
     with _lock:
         _inside -= 1
@@ -191,7 +196,7 @@ partial = functools.partial(lambda prefix, value: [prefix, value], "p")
 
 
 def spawn(_):
-    """Starts a process that outlives this one if nobody sees to it; gives its pid."""
-    import subprocess
-
-    return subprocess.Popen(["sleep", "60"]).pid
+    """Starts a process that outlives this one if nobody sees to it, says its pid, and hangs."""
+    child = subprocess.Popen(["sleep", "60"])
+    os.write(1, b"hanging %d\n" % child.pid)
+    time.sleep(60)

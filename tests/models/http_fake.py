@@ -15,13 +15,16 @@ from pathlib import Path
 STARTED = time.monotonic()
 
 
-def options(*flags):
+def options(*flags, **numbers):
+    """Parsed; ``numbers`` are further options with their defaults, without their dashes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "0")))
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--never", action="store_true")
     for flag in flags:
         parser.add_argument(flag, action="store_true")
+    for name, default in numbers.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=float, default=default)
     return parser.parse_args()
 
 

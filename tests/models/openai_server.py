@@ -1,55 +1,38 @@
 """A small server that speaks the OpenAI API, with a handle on every trouble. Standard library.
 
-``python openai_server.py --port N [--load-s S] [--no-health] [--never] [--fork] [--idle-s S]``
+``python openai_server.py --port N [--load-s S] [--no-health] [--never] [--fork]
+[--token-s S] [--idle-s S]``: beside a token, and until an idle connection is closed.
 
 The words of the last message are the answer, one token each; special contents ask for trouble.
 """
 
-import argparse
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-STARTED = time.monotonic()
+from http_fake import Fake, options, serve
 
-
-def options():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "0")))
-    parser.add_argument("--load-s", type=float, default=0.0)
-    parser.add_argument("--token-s", type=float, default=0.0)
-    parser.add_argument("--idle-s", type=float, default=None)
-    parser.add_argument("--no-health", action="store_true")
-    parser.add_argument("--never", action="store_true")
-    parser.add_argument("--fork", action="store_true")
-    return parser.parse_args()
+OPTIONS = options("--no-health", "--fork", token_s=0.0, idle_s=None)
+EVENTS = "text/event-stream; charset=utf-8"
 
 
-OPTIONS = options()
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Fake):
+    options = OPTIONS
     timeout = OPTIONS.idle_s
 
-    def do_GET(self):
-        loading = OPTIONS.never or time.monotonic() - STARTED < OPTIONS.load_s
+    def get(self):
         if self.path == "/health" and OPTIONS.no_health:
             self.answer(404, {"error": {"message": "no such page"}})
-        elif loading:
+        elif self.loading:
             self.answer(503, {"error": {"message": "loading"}})
         elif self.path == "/v1/models":
             self.answer(200, {"data": [{"id": "toy-model"}]})
         else:
             self.answer(200, {"status": "ok"})
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self):
+        body = self.body()
         if self.path == "/v1/embeddings":
             size = len(body["input"])
             data = [{"index": 0, "embedding": [size, 0.5]}]
@@ -60,10 +43,9 @@ class Handler(BaseHTTPRequestHandler):
             self.complete(body, body["messages"][-1]["content"], chat=True)
 
     def complete(self, body, text, chat):
-        trouble = getattr(self, "trouble_" + text.replace(" ", "_").replace("-", "_"), None)
-        if trouble is not None:
-            trouble(body)
-        elif body.get("stream"):
+        if self.trouble(text):
+            return
+        if body.get("stream"):
             self.stream(body, text, chat)
         else:
             message = {"role": "assistant", "content": text}
@@ -72,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"model": body.get("model"), "choices": [choice]})
 
     def stream(self, body, text, chat):
-        self.begin()
+        self.begin(EVENTS)
         base = {"id": "c-1", "created": 1, "model": body.get("model")}
         base["object"] = "chat.completion.chunk" if chat else "text_completion"
         for token in text.split(" "):
@@ -88,77 +70,65 @@ class Handler(BaseHTTPRequestHandler):
 
     # -- ways to fail
 
-    def trouble_refuse(self, body):
+    def trouble_refuse(self):
         self.answer(400, {"error": {"message": "context is too long", "type": "invalid"}})
 
-    def trouble_refuse_plainly(self, body):
-        self.answer(500, "a stack trace", kind="text/plain")
-
-    def trouble_error_in_stream(self, body):
-        self.begin()
+    def trouble_error_in_stream(self):
+        self.begin(EVENTS)
         self.event({"choices": [{"index": 0, "delta": {"content": "so "}}]})
         self.event({"error": {"message": "out of cache", "code": 500}})
         self.raw(b"")
 
-    def trouble_error_field(self, body):
-        self.begin()
+    def trouble_error_field(self):
+        self.begin(EVENTS)
         self.raw(b'error: {"message": "llama is tired"}\n\n')
         self.raw(b"")
 
-    def trouble_stop_early(self, body):
-        self.begin()
+    def trouble_stop_early(self):
+        self.begin(EVENTS)
         self.event({"choices": [{"index": 0, "delta": {"content": "so "}}]})
         self.raw(b"")
 
-    def trouble_cut(self, body):
-        self.begin()
+    def trouble_cut_in_stream(self):
+        self.begin(EVENTS)
         self.event({"choices": [{"index": 0, "delta": {"content": "so "}}]})
         self.close_connection = True
         self.connection.close()
 
-    def trouble_crash(self, body):
-        print("crashing now", flush=True)
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-    def trouble_crash_in_stream(self, body):
-        self.begin()
+    def trouble_crash_in_stream(self):
+        self.begin(EVENTS)
         self.event({"choices": [{"index": 0, "delta": {"content": "so "}}]})
         os._exit(5)
 
-    def trouble_not_json(self, body):
-        self.answer(200, "hello", kind="text/plain")
-
-    def trouble_not_json_number(self, body):
+    def trouble_not_json_number(self):
         self.answer(200, '{"choices": [NaN]}')
 
-    def trouble_not_json_in_stream(self, body):
-        self.begin()
+    def trouble_not_json_in_stream(self):
+        self.begin(EVENTS)
         self.raw(b"data: {nonsense\n\n")
         self.raw(b"")
 
-    def trouble_flood(self, body):
-        self.answer(200, {"choices": [{"text": "x" * 3_000_000}]})
-
-    def trouble_flood_in_stream(self, body):
-        self.begin()
+    def trouble_flood_in_stream(self):
+        self.begin(EVENTS)
         for _ in range(40):
             self.event({"choices": [{"index": 0, "delta": {"content": "x" * 100_000}}]})
         self.raw(b"")
 
-    def trouble_error_with_200(self, body):
+    def trouble_flood_without_end(self):
+        self.begin(EVENTS)
+        token = {"token": "x" * 100_000}
+        while True:
+            choice = {"index": 0, "delta": {}, "logprobs": {"content": [token]}}
+            self.event({"choices": [choice]})
+
+    def trouble_error_with_200(self):
         self.answer(200, {"error": {"message": "not today"}})
 
-    def trouble_hang(self, body):
-        """Until the caller goes away; says so in the file named by the environment."""
-        self.connection.settimeout(30)
-        gone = self.connection.recv(1) == b""
-        Path(os.environ["NOTE"]).write_text("caller left" if gone else "caller spoke")
-
-    def trouble_tools(self, body):
+    def trouble_tools(self):
         def call(**function):
             return {"tool_calls": [{"index": 0, **function}]}
 
-        self.begin()
+        self.begin(EVENTS)
         for delta in (
             {"role": "assistant", "content": None},
             call(id="call-1", type="function", function={"name": "look", "arguments": ""}),
@@ -170,48 +140,12 @@ class Handler(BaseHTTPRequestHandler):
         self.raw(b"data: [DONE]\n\n")
         self.raw(b"")
 
-    # -- HTTP
-
-    def answer(self, status, body, kind="application/json"):
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def begin(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
     def event(self, body):
         self.raw(b"data: " + json.dumps(body).encode() + b"\n\n")
-
-    def raw(self, data):
-        try:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        except ConnectionError:
-            note = os.environ.get("NOTE")
-            if note:
-                Path(note).write_text("caller left")
-            raise
-
-    def log_message(self, format, *args):
-        print(format % args, file=sys.stderr)
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        print("connection error:", sys.exc_info()[1], file=sys.stderr)
 
 
 if __name__ == "__main__":
     if OPTIONS.fork:
         helper = subprocess.Popen(["sleep", "60"])
         print("helper", helper.pid, flush=True)
-    with Server(("127.0.0.1", OPTIONS.port), Handler) as server:
-        server.serve_forever()
+    serve(Handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -59,13 +59,8 @@ def function(name: str, file: str = "behaviours.py", **fields: Any) -> ModelSpec
     return ModelSpec(name="model", function=f"{MODELS / file}:{name}", **fields)
 
 
-def server(*options: str, **fields: Any) -> ModelSpec:
-    """The toy OpenAI server of this folder."""
-    command = (sys.executable, str(MODELS / "openai_server.py"), "--port", "{port}", *options)
-    return ModelSpec(name="model", contract=ContractName.OPENAI, command=command, **fields)
-
-
 FAKES = {
+    ContractName.OPENAI: "openai_server.py",
     ContractName.COG: "cog_server.py",
     ContractName.SAGEMAKER: "sagemaker_server.py",
     ContractName.OPENINFERENCE: "oip_server.py",
@@ -112,15 +107,6 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-async def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
-    """Returns when the condition holds; fails the test when it does not in time."""
-    with anyio.move_on_after(within_s):
-        while not condition():
-            await anyio.sleep(0.01)
-        return
-    raise AssertionError(f"not within {within_s} s: {what}")
 
 
 def descriptors() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -172,6 +173,35 @@ async def test_server_is_reached_through_the_sockets_of_its_instance() -> None:
         await session.ready()
         await session.close()
     assert instance.made == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", CONTRACTS)
+async def test_redirect_is_not_followed_out_of_the_container(name: str) -> None:
+    asked: list[str] = []
+
+    async def lead_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        asked.append(request.partition("\r\n")[0])
+        body = '{"status": "READY"}'
+        writer.write(
+            b"HTTP/1.1 307 Elsewhere\r\nLocation: /outside\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+            if "/outside" not in request
+            else b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        writer.close()
+
+    async with await asyncio.start_server(lead_out, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        model = in_container(name, container={"port": port}, startup_timeout_s=0.2)
+        instance: Any = FakeInstance()
+        session = contract_of(model.contract).session(model, instance, launched(model), 1)
+        with contextlib.suppress(StartFailed):
+            await session.ready()
+        await session.close()
+    assert asked
+    assert not [line for line in asked if "/outside" in line]
 
 
 @pytest.mark.anyio

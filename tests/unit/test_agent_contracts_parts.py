@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jetfleet.specs import ContractName
 from jetfleet_agent.contracts import ModelError, contract_of
-from jetfleet_agent.contracts.assembly import Assembly
+from jetfleet_agent.contracts.assembly import Assembly, Misfit
 from jetfleet_agent.contracts.function import FunctionContract
 from jetfleet_agent.contracts.host_calls import (
     ASYNC_GENERATOR,
@@ -163,7 +163,6 @@ def test_assembly_is_finished_when_every_choice_is() -> None:
     assert not assembly.finished
     assembly.add(delta(1, finish="stop"))
     assert assembly.finished
-    assert assembly.text_size == 1
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,28 @@ def test_assembly_is_finished_when_every_choice_is() -> None:
     ],
 )
 def test_strange_chunks_do_no_harm(chunk: dict[str, Any]) -> None:
-    assembled(delta(content="a"), chunk)
+    whole = assembled(delta(content="a"), chunk)
+    assert whole["choices"][0]["message"]["content"] == "a"
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        delta(content={"a": 1}),
+        delta(content=["a"]),
+        {"choices": [{"index": [1]}]},
+        {"choices": [{"index": "1"}]},
+        {"choices": [{"text": "b"}]},
+    ],
+)
+def test_chunk_that_does_not_fit_is_told_apart_from_a_defect_of_ours(chunk: dict[str, Any]) -> None:
+    with pytest.raises(Misfit):
+        assembled(delta(content="a"), chunk)
+
+
+def test_message_in_a_chunk_does_no_harm() -> None:
+    whole = assembled(delta(content="a"), {"choices": [{"message": "b"}]})
+    assert whole["choices"][0]["message"]["content"] == "a"
 
 
 def test_completion_texts_are_joined() -> None:

@@ -10,16 +10,18 @@ import pytest
 
 from jetfleet.commands import hints
 from jetfleet.errors import QueryUnavailable
-from jetfleet.specs import Resources
+from jetfleet.specs import JobSpec, ModelSpec, Resources
 
 IDLE = {"job": "echo", "ready": 0, "wanted": 1, "preparing": 0, "failure": None}
 
 
 class FakeClient:
-    def __init__(self, job: dict[str, Any] | None, *workers: str) -> None:
+    def __init__(self, job: dict[str, Any] | None, *workers: str, **spec: Any) -> None:
         self.settings = SimpleNamespace(tenant="default")
-        model = SimpleNamespace(resources=Resources(gpu_memory_mib=40_000))
-        state = SimpleNamespace(spec=SimpleNamespace(model=model))
+        model = ModelSpec(
+            name="echo", function="/m.py:echo", resources=Resources(gpu_memory_mib=40_000)
+        )
+        state = SimpleNamespace(spec=JobSpec(name="echo", model=model, **spec))
         self.registry = SimpleNamespace(job=lambda *_: state)
         self.answers = {
             "ps": [] if job is None else [job],
@@ -46,12 +48,25 @@ class FakeClient:
         (IDLE, ("left", "lost"), "no worker has joined"),
         (IDLE, ("joined", "joined", "lost"), "none of 2 workers has room for it; its model needs "
          "gpu_memory_mib 40000"),
+        (IDLE, ("joined", "lost"), "the only worker has no room for it"),
         ({**IDLE, "wanted": 0}, ("joined",), "wants no replicas"),
     ],
 )  # fmt: skip
 async def test_the_reason_is_what_the_projection_knows(row, workers, words):
     why = await hints.why_waiting(FakeClient(row, *workers), "echo")
     assert words in why if words else why == ""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"assignment": "manual", "workers": ("w1", "w7")}, "are not at work: w1, w7"),
+        ({"assignment": "manual", "workers": ("w0", "w7")}, "has no room"),
+    ],
+)
+async def test_the_reason_is_what_the_job_asks_for(spec, words):
+    assert words in await hints.why_waiting(FakeClient(IDLE, "joined", "lost", **spec), "echo")
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jetfleet.commands import events, up, work
-from jetfleet.commands.output import Output, cell
+from jetfleet.commands.output import Output, cell, note
 from jetfleet.errors import InvalidRequest
 from jetfleet.events import InvocationCompleted, InvocationStarted, encode
 from jetfleet.log import Record
@@ -167,6 +167,21 @@ def test_free_ports_are_chosen_where_none_is_wanted() -> None:
     ports = up.Ports.choose(0, 4222, 0, 0)
     assert ports.nats == 4222
     assert len({ports.http, ports.nats, ports.ws, ports.monitor}) == 4
+
+
+def test_what_a_model_says_does_not_steer_the_terminal_and_goes_whole_into_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "\x1b[2Jred\x1b[31m\ttext\x07\nsecond"
+    for tty, written in ((True, "red\ttext\nsecond\n"), (False, f"{said}\n")):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda tty=tty: tty)
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", out)
+        Output().text(said)
+        Output().raw(said)
+        note(said)
+        assert out.getvalue() == written + written.removesuffix("\n") + written
 
 
 def test_the_journal_goes_on_when_nobody_reads_it_any_more() -> None:

@@ -63,6 +63,7 @@ def test_refusals_carry_what_an_answer_needs():
 def test_what_to_try_again_and_what_not_is_told_by_the_base():
     again = {kind for kind in TREE if issubclass(kind, errors.Unavailable)}
     assert again == {
-        errors.Unavailable, errors.BrokerUnavailable, errors.LogFull, errors.QueryUnavailable,
+        errors.Unavailable, errors.BrokerUnavailable, errors.NoResponders, errors.LogFull,
+        errors.QueryUnavailable,
     }  # fmt: skip
     assert not any(issubclass(kind, errors.Refused) for kind in again)

@@ -210,6 +210,11 @@ def test_failures_are_kept_for_their_job_and_worker_and_only_the_last_few():
     assert len(fleet(*happened).failures[("default", "other"), "w1"]) == 1
 
 
+def test_a_failure_counts_for_the_job_of_the_replica_whatever_its_worker_says():
+    happened = [joined("w1"), assigned("r1", "w1", ECHO), failed("r1", "w1", "other")]
+    assert set(fleet(*happened).failures) == {(KEY, "w1")}
+
+
 def test_failures_are_cleared_when_the_job_becomes_ready_there():
     happened = [
         joined("w1"),

@@ -19,7 +19,7 @@ import pytest
 
 from jetfleet.client import Client, Handle, outcome_error
 from jetfleet.clock import new_id
-from jetfleet.errors import Conflict, InvocationNotFound, JetfleetError, OutcomePending
+from jetfleet.errors import Conflict, InvocationNotFound, JetfleetError
 from jetfleet.events import (
     Event,
     Failure,
@@ -71,6 +71,7 @@ class Work:
     waiter: Waiter
     view: InvocationView
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    followed: asyncio.Event = field(default_factory=asyncio.Event)  # somebody reads its chunks
     sent: int = 0
 
     @property
@@ -233,16 +234,11 @@ class FakeClient:
         return work.view
 
     async def outcome(self, invocation: str, wait_s: float | None = None) -> Any:
-        work = self._work(invocation)
-        try:
-            async with asyncio.timeout(wait_s):
-                await work.ended.wait()
-        except TimeoutError:
-            raise OutcomePending(invocation=invocation) from None
-        return work.view.outcome
+        return await self._work(invocation).waiter.outcome(wait_s)
 
     async def chunks(self, invocation: str, *, gaps: bool = False) -> AsyncIterator[Any]:
         work = self._work(invocation)
+        work.followed.set()
         if not work.view.ended:
             work.waiter.chunks = work.waiter.chunks or asyncio.Queue()
             async for chunk in work.waiter.stream():

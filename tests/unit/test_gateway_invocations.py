@@ -12,6 +12,7 @@ from test_gateway_fake import FakeClient, Work, echo, events_of, gateway, proble
 from jetfleet.blobs import BlobUnreadable
 from jetfleet.clock import new_id
 from jetfleet.errors import EventUnreadable, QueryUnavailable
+from waiting import until
 
 RUN = "/v1/inference_jobs/echo/run"
 NOBODY = new_id()
@@ -66,7 +67,7 @@ async def test_a_long_poll_returns_with_the_outcome() -> None:
     work = await submitted(client)
     async with gateway(client) as http:
         poll = asyncio.create_task(http.get(path(work), params={"wait_s": 5}))
-        await asyncio.sleep(0.02)
+        await until(lambda: work.waiter.futures, "it waits")
         assert not poll.done()
         work.complete(1)
         answer = await poll
@@ -122,7 +123,8 @@ async def test_anybody_may_follow_the_stream_of_an_invocation_by_its_id() -> Non
     work = await submitted(client, stream=True)
     async with gateway(client) as http:
         follow = asyncio.create_task(http.get(path(work, "/stream")))
-        await asyncio.sleep(0.02)
+        async with asyncio.timeout(5):
+            await work.followed.wait()
         work.chunk("a")
         work.chunk("b")
         work.complete("ab")
@@ -270,6 +272,20 @@ async def test_workers_are_listed_and_shown_with_their_replicas() -> None:
     assert client.asked[1:] == [
         ("worker", {"name": "w1"}), ("replicas", {"job": None, "worker": "w1"})
     ]  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_workers_are_listed_page_by_page() -> None:
+    client = FakeClient(rows={"workers": [{**WORKER, "joined_seq": n} for n in (9, 7, 4)]})
+    async with gateway(client) as http:
+        page = (await http.get("/v1/workers", params={"limit": 2})).json()
+        await http.get("/v1/workers", params={"limit": 2, "cursor": page["next_cursor"]})
+        wrong = await http.get("/v1/workers", params={"cursor": "w1"})
+    assert (len(page["items"]), page["next_cursor"]) == (2, "7")
+    assert client.asked == [
+        ("workers", {"before": None, "limit": 3}), ("workers", {"before": 7, "limit": 3}),
+    ]  # fmt: skip
+    assert problem(wrong)["errors"][0]["field"] == "cursor"
 
 
 @pytest.mark.anyio

@@ -50,7 +50,7 @@ ROUTES = {
     "GET /v1/invocations/{id}/stream": {200, 404, 410, 503},
     "POST /v1/invocations/{id}/cancel": {200, 202, 400, 404, 409, 410, 503},
     "GET /v1/invocations/{id}/events": {200, 404, 410, 503},
-    "GET /v1/workers": {200, 503},
+    "GET /v1/workers": {200, 400, 503},
     "GET /v1/workers/{worker}": {200, 404, 503},
     "GET /healthz": {200},
     "GET /readyz": {200, 503},

@@ -19,6 +19,7 @@ from test_gateway_fake import (
     with_job,
 )
 
+from jetfleet.errors import QueryFailed
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.views import InvocationView
 from jetfleet_gateway import runs
@@ -110,6 +111,17 @@ async def test_a_repeated_idempotency_key_means_the_same_invocation() -> None:
     }  # fmt: skip
     for answer in (empty, long):
         assert [e["field"] for e in problem(answer)["errors"]] == ["Idempotency-Key"]
+
+
+@pytest.mark.anyio
+async def test_what_is_accepted_stays_accepted_when_nobody_can_say_how_far_it_is() -> None:
+    class Unasked(FakeClient):
+        async def find(self, invocation: str) -> Any:
+            raise QueryFailed
+
+    async with gateway(await with_job(Unasked(worker=None))) as http:
+        answer = await http.post(SYNC, json={"input": 1, "wait_s": 0})
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
 
 
 # -- how it may end -------------------------------------------------------------------------------

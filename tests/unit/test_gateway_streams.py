@@ -10,7 +10,9 @@ import pytest
 from test_gateway_fake import FakeClient, Work, events_of, gateway, problem, with_job
 
 from jetfleet.client import Gap
+from jetfleet.errors import EventUnreadable
 from jetfleet_gateway.app import create_app
+from waiting import until
 
 SYNC = "/v1/inference_jobs/echo/run_sync"
 
@@ -75,6 +77,18 @@ async def test_a_stream_ends_with_pending_when_its_wait_passes() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_stream_whose_wait_passes_ends_with_what_is_wrong_then() -> None:
+    class Unreadable(FakeClient):
+        async def find(self, invocation: str) -> Any:
+            raise EventUnreadable
+
+    async with gateway(await with_job(Unreadable(worker=None))) as http:
+        answer = await http.post(SYNC, json={"input": 1, "stream": True, "wait_s": 0.05})
+    ((name, problem_),) = events_of(answer.text)
+    assert (name, problem_["code"]) == ("problem", "event_unreadable")
+
+
+@pytest.mark.anyio
 async def test_a_refused_stream_is_a_problem_document_and_no_stream() -> None:
     async with gateway(await with_job(FakeClient())) as http:
         answer = await http.post(
@@ -87,7 +101,7 @@ async def test_a_refused_stream_is_a_problem_document_and_no_stream() -> None:
 
 
 async def abandoned(client: FakeClient, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Send this and go away when the invocation is accepted; what was answered."""
+    """Send this and go away while its outcome or its stream is waited for; what was answered."""
 
     async def connect() -> Any:
         return client
@@ -96,12 +110,13 @@ async def abandoned(client: FakeClient, body: dict[str, Any]) -> list[dict[str, 
     sent: list[dict[str, Any]] = []
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
+    def waits() -> bool:
+        return bool(sent) or any(work.waiter.futures for work in client.works.values())
+
     async def receive() -> dict[str, Any]:
         if messages:
             return messages.pop()
-        while not client.works:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        await until(waits, "it waits")
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:

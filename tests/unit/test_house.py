@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from jetfleet import errors
 from jetfleet.errors import JetfleetError
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +85,9 @@ def every_error() -> list[type[JetfleetError]]:
     return found
 
 
-def test_every_error_has_words_and_those_of_core_stand_in_the_tree() -> None:
-    tree = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+def test_every_error_has_words() -> None:
     for kind in every_error():
         assert (vars(kind).get("__doc__") or "").strip(), kind
-        if kind.__module__ == errors.__name__ and kind is not JetfleetError:
-            assert kind.__name__ in tree, f"{kind} is not drawn at the top of errors.py"
 
 
 def test_no_file_names_a_path_of_a_machine() -> None:

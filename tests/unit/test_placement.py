@@ -9,10 +9,10 @@ from given import (
     assigned,
     at,
     created,
+    decide,
     deleted,
     draining,
     failed,
-    fleet,
     gpu,
     in_words,
     job,
@@ -22,25 +22,17 @@ from given import (
     model,
     obeyed,
     ready,
-    registry,
     released,
     serving,
     stopped,
     updated,
+    world,
 )  # fmt: skip
 from jetfleet.events import Event
-from jetfleet.policies.placement import RESERVED_MIB, Assign, Observation, place
+from jetfleet.policies.placement import RESERVED_MIB, Assign, place
 from jetfleet.specs import JobSpec
 
 ECHO = job("echo")
-
-
-def world(declared: list[Event], happened: list[Event | tuple[Event, ...]]) -> Observation:
-    return Observation(registry(*declared), fleet(*happened))
-
-
-def decide(declared: list[Event], happened: list[Event | tuple[Event, ...]], seconds: float = 0):
-    return in_words(place(world(declared, happened), at(seconds)))
 
 
 # -- where a replica goes

@@ -13,7 +13,6 @@ from given import (
     failed,
     fleet,
     gpu,
-    in_words,
     job,
     joined,
     left,
@@ -25,19 +24,7 @@ from given import (
     stopped,
     updated,
 )  # fmt: skip
-from jetfleet.events import Event
 from jetfleet.policies.placement import RESERVED_MIB, Assign, Observation, Release, place
-
-ECHO = job("echo")
-
-
-def world(declared: list[Event], happened: list[Event | tuple[Event, ...]]) -> Observation:
-    return Observation(registry(*declared), fleet(*happened))
-
-
-def decide(declared: list[Event], happened: list[Event | tuple[Event, ...]], seconds: float = 0):
-    return in_words(place(world(declared, happened), at(seconds)))
-
 
 # -- properties over made-up fleets
 

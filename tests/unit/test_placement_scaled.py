@@ -6,28 +6,18 @@ import pytest
 
 from given import (
     assigned,
-    at,
     created,
-    fleet,
-    in_words,
+    decide,
     job,
     joined,
     ready,
-    registry,
     scaled,
     serving,
 )
-from jetfleet.events import Event
-from jetfleet.policies.placement import Observation, place
 from jetfleet.scaling_specs import LagScaling, ScalingSpec, SloScaling, StaticScaling
 from jetfleet.specs import JobSpec
 
 ECHO = job("echo")
-
-
-def decide(declared: list[Event], happened: list[Event | tuple[Event, ...]], seconds: float = 0):
-    seen = Observation(registry(*declared), fleet(*happened))
-    return in_words(place(seen, at(seconds)))
 
 
 def adaptive(

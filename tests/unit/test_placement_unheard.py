@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from test_placement import ECHO, decide
+from given import assigned, created, decide, deleted, job, joined, preparing, released, serving
 
-from given import assigned, created, deleted, joined, preparing, released, serving
+ECHO = job("echo")
 
 
 def test_what_was_let_go_before_its_worker_joined_anew_is_let_go_again_once():

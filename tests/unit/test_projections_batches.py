@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from jetfleet.views import evolve_view
 from jetfleet_projections import tables
 from jetfleet_projections.warehouse import STREAMS, Warehouse
 from projections_made import POISON, Log, feed, lives, one
-
-
-@pytest.fixture
-def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
-    opened = Warehouse.open(tmp_path / "warehouse.duckdb")
-    yield opened
-    opened.close()
 
 
 def mixed_log(seed: int) -> Log:

@@ -88,6 +88,8 @@ def test_exactly_the_cap_is_not_truncated() -> None:
 def test_row_that_fits_into_no_message_is_an_error() -> None:
     with pytest.raises(RowTooLarge, match="fewer columns"):
         paged([("x" * ROW_BYTES,)])
+    [page] = paged([("x",), ("x" * ROW_BYTES,)], most=1)  # beyond the cap it does not matter
+    assert (len(page["rows"]), page["truncated"]) == (1, True)
 
 
 # -- named queries
@@ -109,7 +111,7 @@ def test_every_named_query_runs_and_is_described(name: str, tmp_path: Any) -> No
 
 def test_parameters_are_checked() -> None:
     for params, why in (
-        ({"nope": 1}, "takes no nope; it takes limit"),
+        ({"nope": 1}, "takes no nope; it takes before, limit"),
         ({"limit": "many"}, "limit must be a number"),
         ("x", "must be an object"),
     ):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jetfleet.specs import GpuSpec
 from jetfleet.streams import FLEET, INVOCATIONS
@@ -16,13 +13,6 @@ from projections_made import Log
 
 H100 = GpuSpec(index=0, name="NVIDIA H100", uuid="GPU-h")
 T4 = GpuSpec(index=0, name="Tesla T4")
-
-
-@pytest.fixture
-def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
-    opened = Warehouse.open(tmp_path / "warehouse.duckdb")
-    yield opened
-    opened.close()
 
 
 def ran(log: Log, worker: str, *runs_s: float, outcome: str = "completed") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,23 +11,13 @@ from hypothesis import strategies as st
 
 from jetfleet.events import InvalidEvent, decode
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections import tables
-from jetfleet_projections.batches import Batch
-from jetfleet_projections.warehouse import Warehouse
-from projections_made import Log
-
-FIRST_NS = 1_700_000_000_000_000_000
+from projections_made import Both, Log, read_differently, two_readers
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Warehouse]]:
-    """A warehouse that reads with SQL, and one that reads with Python."""
-    folder = tmp_path_factory.mktemp("verdicts")
-    opened = [Warehouse.open(folder / f"{name}.duckdb") for name in ("sql", "python")]
-    opened[0].stager.plain_from, opened[1].stager.plain_from = 0, 10_000
-    yield opened
-    for warehouse in opened:
-        warehouse.close()
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    with two_readers(tmp_path_factory.mktemp("both")) as opened:
+        yield opened
 
 
 def events_with(payloads: list[bytes]) -> list[tuple[str, bytes]]:
@@ -48,16 +37,6 @@ def events_with(payloads: list[bytes]) -> list[tuple[str, bytes]]:
         body = batch.bodies[-1].replace(b'"input":{"n":1}', b'"input":{"n":1},"data":' + payload)
         made.append((batch.subjects[-1], body))
     return made
-
-
-def differences(both: list[Warehouse], bodies: list[tuple[str, bytes]]) -> dict[str, Any]:
-    batch = Batch(INVOCATIONS)
-    for number, (subject, body) in enumerate(bodies, 1):
-        batch.add(number, FIRST_NS + number, subject, body)
-    for warehouse in both:
-        warehouse.forget(INVOCATIONS)
-        warehouse.apply(batch)
-    return tables.differences(both[0].connection, both[1].connection)
 
 
 def deep(levels: int) -> bytes:
@@ -88,14 +67,14 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_no_payload_known_to_be_hostile_divides_them(both: list[Warehouse]) -> None:
+def test_no_payload_known_to_be_hostile_divides_them(both: Both) -> None:
     for payload in HOSTILE:
-        assert differences(both, events_with([payload])) == {}, payload[:60]
+        assert read_differently(both, events_with([payload])) == {}, payload[:60]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
-def test_no_mixture_of_such_payloads_divides_them(both: list[Warehouse], seed: int) -> None:
+def test_no_mixture_of_such_payloads_divides_them(both: Both, seed: int) -> None:
     chance = random.Random(seed)
     payloads = []
     for _ in range(12):
@@ -109,18 +88,18 @@ def test_no_mixture_of_such_payloads_divides_them(both: list[Warehouse], seed: i
             b'"%s"' % first,
         ]
         payloads.append(chance.choice(wraps))
-    assert differences(both, events_with(payloads)) == {}
+    assert read_differently(both, events_with(payloads)) == {}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(payloads=st.lists(st.binary(max_size=40), max_size=8))
-def test_no_bytes_at_all_divide_them(both: list[Warehouse], payloads: list[bytes]) -> None:
-    assert differences(both, events_with(payloads)) == {}
+def test_no_bytes_at_all_divide_them(both: Both, payloads: list[bytes]) -> None:
+    assert read_differently(both, events_with(payloads)) == {}
 
 
-def test_what_has_a_row_can_be_decoded(both: list[Warehouse]) -> None:
+def test_what_has_a_row_can_be_decoded(both: Both) -> None:
     bodies = events_with(HOSTILE)
-    assert differences(both, bodies) == {}
+    assert read_differently(both, bodies) == {}
     ((dead,),) = both[0].connection.execute("SELECT count(*) FROM dead").fetchall()
     refused = 0
     for _, body in bodies:

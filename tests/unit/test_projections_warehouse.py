@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from jetfleet_projections import tables
 from jetfleet_projections.folding import Folder, Staged
 from jetfleet_projections.warehouse import STREAMS, Warehouse
 from projections_made import POISON, Log, feed, lives, one
-
-
-@pytest.fixture
-def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
-    opened = Warehouse.open(tmp_path / "warehouse.duckdb")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -308,6 +300,28 @@ def test_failed_commit_leaves_neither_rows_nor_position(
     assert one(warehouse, "SELECT count(*) FROM invocations") == 1
 
 
+def test_a_batch_in_parts_is_whole_when_it_is_tried_again(
+    warehouse: Warehouse, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(8):
+        log.queued(log.clock.new_id())
+    fold = Folder.fold
+    # The batch cannot be folded, and then its first half cannot be written.
+    troubles = [duckdb.IOException("disk full"), duckdb.ConversionException("made up")]
+
+    def troubled(self: Folder, staged: Staged) -> None:
+        if troubles:
+            raise troubles.pop()
+        fold(self, staged)
+
+    monkeypatch.setattr(Folder, "fold", troubled)
+    staged = warehouse.stage(log.batches[INVOCATIONS])
+    with pytest.raises(duckdb.IOException, match="disk full"):
+        warehouse.commit(staged)
+    assert warehouse.commit(staged) == 0
+    assert one(warehouse, "SELECT count(*) FROM invocations") == 8
+
+
 def test_position_and_rows_survive_closing(tmp_path: Path, log: Log) -> None:
     path = tmp_path / "warehouse.duckdb"
     lives(log, 20, seed=2)
@@ -320,10 +334,11 @@ def test_position_and_rows_survive_closing(tmp_path: Path, log: Log) -> None:
     second.close()
 
 
-def test_second_owner_of_a_file_is_told_so(warehouse: Warehouse) -> None:
+def test_second_owner_of_a_file_is_told_so(warehouse: Warehouse, tmp_path: Path) -> None:
     import subprocess
     import sys
 
+    warehouse.copy_to(tmp_path / "copy.duckdb")  # which must not give the file away
     code = f"""
 from pathlib import Path
 from jetfleet.errors import StartupError

@@ -117,6 +117,10 @@ def test_a_fixed_number_of_replicas_is_declared_once_and_within_bounds():
     assert declared(scaling={"policy": "lag"}) == 1
     with pytest.raises(ValidationError, match=r"scaling\.replicas 4 is outside"):
         declared(scaling={"policy": "static", "replicas": 4})
+    with pytest.raises(ValidationError, match="finite"):
+        declared(scaling={"policy": "slo", "wait_s": float("inf")})
+    with pytest.raises(ValidationError, match="finite"):
+        ModelSpec(name="m", function="a.py:f", startup_timeout_s=float("inf"))
     with pytest.raises(ValidationError, match="scaling lag decides it"):
         declared(desired_replicas=2, scaling={"policy": "lag"})
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 
 import pytest
 
-from given import at, cancelled, completed, envelope, queued, started
-from jetfleet.events import (
-    InvocationCompleted,
-    InvocationExpired,
-    InvocationFailed,
-    InvocationStarted,
-    encode,
-)
+from given import at, cancelled, completed, expired, failed_with, queued, started
+from jetfleet.events import Failure, encode
 from jetfleet.views import InvocationView, evolve_view, view_of_row
 
 
@@ -26,15 +21,7 @@ def seen(*happened) -> InvocationView:
     return view
 
 
-def failed():
-    error = {"code": "timeout", "message": "too long"}
-    data = {"invocation": "i1", "job": "echo", "attempt": 3, "error": error}
-    return InvocationFailed(**envelope(4), data=data)
-
-
-def expired():
-    data = {"invocation": "i1", "job": "echo", "expires_at": at(3600)}
-    return InvocationExpired(**envelope(4), data=data)
+FAILED = failed_with("i1", Failure(code="timeout", message="too long"), attempt=3)
 
 
 def test_a_queued_invocation_waits():
@@ -49,24 +36,20 @@ def test_a_started_one_names_who_runs_it():
 
 
 def test_when_an_attempt_began_is_told_by_how_long_it_had_run():
-    told = InvocationStarted(
-        **envelope(1.5),
-        data={"invocation": "i1", "job": "echo", "worker": "w1", "replica": "r", "attempt": 1,
-              "run_s": 0.5},
-    )  # fmt: skip
+    told = started("i1", "w1", seconds=1.5, run_s=0.5)
     assert seen(queued("i1"), told).started_at == at(1)
 
 
 def test_an_outcome_alone_tells_when_its_attempt_began():
-    data = {"invocation": "i1", "job": "echo", "worker": "w1", "attempt": 1, "run_s": 0.25}
-    view = seen(queued("i1"), InvocationCompleted(**envelope(2), data=data))
+    view = seen(queued("i1"), completed("i1", 7, seconds=2, run_s=0.25))
     assert (view.started_at, view.finished_at) == (at(1.75), at(2))
 
 
 def test_a_run_longer_than_the_calendar_has_no_beginning():
-    ancient = {**envelope(2), "time": "0001-01-01T00:00:00Z"}
-    data = {"invocation": "i1", "job": "echo", "worker": "w1", "attempt": 1, "run_s": 1e9}
-    assert seen(queued("i1"), InvocationCompleted(**ancient, data=data)).started_at is None
+    ancient = completed("i1", 7, run_s=1e9).model_copy(
+        update={"time": datetime(1, 1, 1, tzinfo=UTC)}
+    )
+    assert seen(queued("i1"), ancient).started_at is None
 
 
 def test_a_second_attempt_elsewhere_is_counted():
@@ -76,8 +59,8 @@ def test_a_second_attempt_elsewhere_is_counted():
 
 @pytest.mark.parametrize(
     ("outcome", "state"),
-    [(completed("i1", 7), "completed"), (failed(), "failed"), (cancelled("i1"), "cancelled"),
-     (expired(), "expired")],
+    [(completed("i1", 7), "completed"), (FAILED, "failed"), (cancelled("i1"), "cancelled"),
+     (expired("i1"), "expired")],
 )  # fmt: skip
 def test_each_outcome_ends_it(outcome, state):
     view = seen(queued("i1"), outcome)
@@ -86,7 +69,7 @@ def test_each_outcome_ends_it(outcome, state):
 
 
 def test_an_outcome_says_how_many_attempts_there_were():
-    assert seen(queued("i1"), failed()).attempts == 3
+    assert seen(queued("i1"), FAILED).attempts == 3
 
 
 def test_result_after_cancellation_is_recorded_and_ignored():

@@ -9,6 +9,10 @@ _FIRST = ("id", "created", "model", "system_fingerprint")  # the rest: what was 
 Object = dict[str, Any]
 
 
+class Misfit(Exception):
+    """A chunk does not fit those before it: text that goes on as a list, for instance."""
+
+
 class Assembly:
     """Chunks in, one ``chat.completion`` or ``text_completion`` object out."""
 
@@ -16,10 +20,15 @@ class Assembly:
         self._chat = chat
         self._top: Object = {}
         self._choices: dict[int, Object] = {}
-        self.text_size = 0  # characters of text so far, all choices
 
     def add(self, chunk: Object) -> None:
-        """Take in one chunk; what it lacks is left as it is."""
+        """Take in one chunk; what it lacks is left as it is. Raises Misfit."""
+        try:
+            self._add(chunk)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise Misfit(str(error)) from error
+
+    def _add(self, chunk: Object) -> None:
         for key, value in chunk.items():
             if key not in ("choices", "object") and value is not None:
                 if key in _FIRST:
@@ -36,6 +45,10 @@ class Assembly:
             choice["finish_reason"] is not None for choice in self._choices.values()
         )
 
+    def so_far(self) -> Object:
+        """What there is of the whole by now; chunks go on."""
+        return {**self._top, "choices": list(self._choices.values())}
+
     def whole(self) -> Object:
         """The object that the server would have answered without streaming."""
         kind = "chat.completion" if self._chat else "text_completion"
@@ -46,16 +59,17 @@ class Assembly:
 
     def _add_choice(self, part: Object) -> None:
         index = part.get("index") or 0
+        if not isinstance(index, int):
+            raise TypeError(f"the index of a choice is {index!r}")
         choice = self._choices.setdefault(index, self._new_choice(index))
         for key, value in part.items():
             if key == "delta" and isinstance(value, dict):
                 self._merge(choice["message"], value)
             elif key == "text" and isinstance(value, str):
                 choice["text"] += value
-                self.text_size += len(value)
             elif key == "logprobs" and isinstance(value, dict):
                 choice["logprobs"] = _joined(choice.get("logprobs"), value)
-            elif key not in ("index", "delta", "text") and value is not None:
+            elif key not in ("index", "delta", "message", "text") and value is not None:
                 choice[key] = value
 
     def _new_choice(self, index: int) -> Object:
@@ -71,7 +85,6 @@ class Assembly:
                 message[key] = value or message.get(key)
             elif isinstance(value, str):
                 message[key] = (message.get(key) or "") + value
-                self.text_size += len(value)
             elif isinstance(value, dict):
                 self._merge(message.setdefault(key, {}), value)
             elif isinstance(value, list):

@@ -72,7 +72,7 @@ class CogSession(HttpSession):
 
     async def _health(self) -> tuple[str, dict[str, Any]]:
         """What the server says of its model, and the page it says it on; it is always 200."""
-        async with self._http.get("/health-check", timeout=PROBE) as response:
+        async with self._http.get("/health-check", **PROBE) as response:
             text = await beginning(response, ENVELOPE_BYTES)
             try:
                 document = json.loads(text)
@@ -211,7 +211,7 @@ class CogSession(HttpSession):
         for _ in range(CANCEL_TRIES):
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 path = f"/predictions/{call_id}/cancel"
-                async with self._http.post(path, timeout=PROBE) as response:
+                async with self._http.post(path, **PROBE) as response:
                     if response.status != 404:
                         return
             await asyncio.sleep(CANCEL_WAIT_S)

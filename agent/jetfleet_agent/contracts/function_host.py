@@ -136,15 +136,15 @@ class Channel:
     def send(self, kind: int, call: int, payload: bytes) -> None:
         """One frame, whole."""
         header = HEADER.pack(len(payload), kind, call)
-        try:
-            with self._sending:
+        with self._sending:
+            try:
                 if len(payload) <= JOIN_BYTES:
                     self._socket.sendall(header + payload)
                 else:
                     self._socket.sendall(header)
                     self._socket.sendall(payload)
-        except ConnectionError:
-            self._lose()
+            except ConnectionError:
+                self._lose()  # still under the lock: never about a connection that came meanwhile
 
 
 def load(path: Path, name: str) -> Function:

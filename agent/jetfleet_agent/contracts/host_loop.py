@@ -32,6 +32,7 @@ def serve_in_loop(
             await host.closed
             if again is None:
                 leave()
+            host.abandon()
             current = await loop.run_in_executor(None, again)
 
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
@@ -88,6 +89,11 @@ class LoopHost(asyncio.Protocol):
             self._writable = None
 
     # --
+
+    def abandon(self) -> None:
+        """The agent that asked is gone; the next one asks anew."""
+        for task in self._tasks.values():
+            task.cancel()
 
     def _cancel(self, call: int) -> None:
         task = self._tasks.get(call)

@@ -32,7 +32,10 @@ EXIT_WAIT_S = 1.0  # between a connection that broke and the end of its process
 ERROR_BYTES = 64 * 1024
 DOCUMENT_BYTES = 1024**2  # of a page about the server, longest
 JSON_TYPE = {"Content-Type": "application/json"}
-PROBE = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+# How a server is asked beside its calls. A redirect could lead out of its container.
+PROBE: dict[str, Any] = {
+    "timeout": aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), "allow_redirects": False,
+}  # fmt: skip
 
 # A port is chosen long before the server binds it, so none is given to two servers.
 _recent_ports: deque[int] = deque(maxlen=1000)
@@ -167,13 +170,13 @@ class HttpSession(ABC):
 
     async def _get(self, path: str) -> int:
         """The status of a page."""
-        async with self._http.get(path, timeout=PROBE) as response:
+        async with self._http.get(path, **PROBE) as response:
             return response.status
 
     async def _get_json(self, path: str) -> Any:
         """A page's document; None when it has none, or cannot be had."""
         try:
-            async with self._http.get(path, timeout=PROBE) as response:
+            async with self._http.get(path, **PROBE) as response:
                 text = await beginning(response, DOCUMENT_BYTES)
                 return json.loads(text) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError):

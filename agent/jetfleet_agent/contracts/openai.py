@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from jetfleet_agent.contracts import Call, InvalidOutput, ModelError
-from jetfleet_agent.contracts.assembly import Assembly
+from jetfleet_agent.contracts.assembly import Assembly, Misfit
 from jetfleet_agent.contracts.http import (
     HttpContract,
     HttpSession,
@@ -94,12 +94,16 @@ class OpenAISession(HttpSession):
         self, response: aiohttp.ClientResponse, call: Call, assembly: Assembly
     ) -> bytes:
         reader = EventReader(self._limit)
-        done = False
+        done, unmeasured = False, 0
         try:
             async for data in response.content.iter_any():
                 done = self._take(reader.feed(data), call, assembly)
                 if done:
                     break
+                unmeasured += len(data)
+                if unmeasured > self._limit:  # a chunk is longer than what it adds
+                    self._dumped(assembly.so_far())
+                    unmeasured = 0
         except EventTooLarge:
             raise self._too_large() from None
         if not done:
@@ -119,9 +123,12 @@ class OpenAISession(HttpSession):
                 raise reported(error or chunk)
             if not isinstance(chunk, dict):
                 raise InvalidOutput(f"a chunk of the stream is no JSON object: {data[:200]!r}")
-            assembly.add(chunk)
-            if assembly.text_size > self._limit:
-                raise self._too_large()
+            try:
+                assembly.add(chunk)
+            except Misfit as error:
+                raise InvalidOutput(
+                    f"a chunk of the stream does not fit those before it ({error}): {data[:200]!r}"
+                ) from error
             if call.on_chunk is not None:
                 call.on_chunk(data)
         return False

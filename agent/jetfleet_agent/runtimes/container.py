@@ -14,22 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import docker
-from docker.errors import DockerException
 
 from jetfleet_agent.runtimes import OUT_OF_MEMORY, StartFailed
 from jetfleet_agent.runtimes.engine import (
     APIError,
+    DockerException,
     Engine,
     EngineAway,
     NotFound,
     connect,
     explain,
 )
-from jetfleet_agent.runtimes.hardening import name_of
-from jetfleet_agent.runtimes.tail import Tail
+from jetfleet_agent.runtimes.hardening import clear
+from jetfleet_agent.runtimes.tail import MAX_LINES, Tail
 
 logger = logging.getLogger("jetfleet.container")
-TAIL_LINES = 50
 OUTPUT_BYTES_PER_S = 1024**2  # more is read later, or lost with the engine's rotation
 LOOK_AGAIN_S = 0.25
 REMOVE_WAIT_S = 60.0  # for an engine that is being restarted
@@ -43,7 +42,6 @@ class Container:
 
     Args:
         id: the engine's. host, socket_factory, image, network: see ``Instance``.
-        own_network: it has a network of its own, which goes with it.
         on_guess_failed: called when ``reconsider`` is; None: nothing was guessed.
     """
 
@@ -54,7 +52,6 @@ class Container:
     socket_factory: Callable[[Any], socket.socket] | None
     image: str
     network: str
-    own_network: bool = False
     on_guess_failed: Callable[[], None] | None = None
     pid: int | None = None
     channel: socket.socket | None = None
@@ -85,23 +82,26 @@ class Container:
 
     async def connect_channel(self, port: int, token: str, within_s: float) -> None:
         """Connect to the host process of a function. Raises StartFailed when it does not listen."""
-        until = self._loop.time() + within_s
-        while self.channel is None:
-            said = ""
-            try:
-                self.channel = await self._connect(port, token)
-            except OSError as error:
-                said = str(error)
-            if said:
-                await asyncio.wait((self.exited,), timeout=CONNECT_RETRY_S)
-            if self.exited.done():
-                raise StartFailed("its container ended before it was spoken to", self.tail())
-            if self._loop.time() > until:
-                raise StartFailed(
-                    f"its host process did not listen within {within_s:g} s ({said}); the image"
-                    " needs Python 3.11 or newer as python3",
-                    self.tail(),
-                )
+        said = "nothing was tried"
+        try:
+            async with asyncio.timeout(within_s):
+                while self.channel is None:
+                    try:
+                        self.channel = await self._connect(port, token)
+                    except OSError as error:
+                        said = str(error)
+                        await self._pause_unless_exited(CONNECT_RETRY_S)
+        except TimeoutError:
+            raise StartFailed(
+                f"its host process did not listen within {within_s:g} s ({said}); the image needs"
+                " Python 3.11 or newer as python3",
+                self.tail(),
+            ) from None
+
+    async def _pause_unless_exited(self, seconds: float) -> None:
+        await asyncio.wait((self.exited,), timeout=seconds)
+        if self.exited.done():
+            raise StartFailed("its container ended before it was spoken to", self.tail())
 
     async def _connect(self, port: int, token: str) -> socket.socket:
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", (self.host, port))
@@ -130,15 +130,10 @@ class Container:
         try:
             if grace_s > 0 and not self.exited.done():
                 await self._try(lambda api: api.stop(self.id, timeout=max(1, round(grace_s))))
-            await self._try(lambda api: api.remove_container(self.id, v=True, force=True))
-            if self.own_network:
-                await self._try(lambda api: api.remove_network(name_of(self.replica)))
+            await self._try(lambda api: clear(api, self.replica))
         finally:
             self._over.set()
-            if self.channel is not None:
-                self.channel.close()
-            if not self.exited.done():
-                self.exited.set_result(-signal.SIGKILL)
+            self._on_exit(-signal.SIGKILL)
 
     async def _try(self, step: Callable[[docker.APIClient], Any]) -> None:
         try:
@@ -153,7 +148,7 @@ class Container:
 
     def _watch(self) -> None:
         """Read its output until it ends; an engine that is restarted is waited for."""
-        tail = TAIL_LINES
+        tail = MAX_LINES
         while not (self._loop.is_closed() or self.exited.done()):
             try:
                 with contextlib.closing(connect(None)) as api:
@@ -193,6 +188,7 @@ class Container:
             self.exited.set_result(status)
         if self.channel is not None:
             self.channel.close()
+            self.channel = None
 
 
 def status_of(state: dict[str, Any]) -> int:

@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import docker
 
@@ -24,6 +24,7 @@ from jetfleet_agent.runtimes import hardening as hard
 from jetfleet_agent.runtimes.container import Container
 from jetfleet_agent.runtimes.engine import (
     APIError,
+    DockerException,
     Engine,
     EngineAway,
     NotFound,
@@ -37,13 +38,7 @@ ENGINE_WAIT_S = 60.0  # a restart of the engine is waited for
 NO_NETWORK = "none: it reaches nothing; called inside its namespace"
 INTERNAL = "internal: it reaches ports of this host, nothing else; called by address"
 OPEN = "bridge: it reaches the network, as its model allows; called by address"
-
-
-class Way(NamedTuple):
-    """A network for a container: the engine's name of it, and in words."""
-
-    network: str
-    words: str
+NOWHERE = "255.255.255.255"  # no server is there; connecting fails at once
 
 
 @functools.cache
@@ -78,16 +73,16 @@ class DockerRuntime:
                 image = await self._image(place)
             self._images[place.replica] = image["Id"]
             return await self._start(launch, place, image)
-        except EngineAway as error:
-            raise StartFailed(f"cannot run {place.model.image}: {error}") from error
+        except (EngineAway, DockerException, OSError) as error:
+            raise StartFailed(f"cannot run {place.model.image}: {explain(error)}") from error
 
     # -- the image
 
     async def _image(self, place: Place) -> dict[str, Any]:
         """The engine's description of the image, pulled when it is not here or may have moved."""
-        name = place.model.image or ""
+        name, max_mib = place.model.image or "", place.model.container.max_image_mib
         async with self._pulls.setdefault(name, asyncio.Lock()):
-            image = await self._inspect(name)
+            image = before = await self._inspect(name)
             if image is None or is_moving(name):
                 try:
                     await self._pull(name, place)
@@ -96,11 +91,14 @@ class DockerRuntime:
                         raise
                     logger.warning("! using the image that is here: %s", error.reason)
                 image = await self._inspect(name)
-        if image is None:
-            raise StartFailed(f"image {name} is not here although it was pulled")
-        if image["Size"] > place.model.container.max_image_mib * MIB:
-            raise too_large(name, image["Size"], place.model.container.max_image_mib)
-        return image
+            if image is None:
+                raise StartFailed(f"image {name} is not here although it was pulled")
+            if image["Size"] <= max_mib * MIB:
+                return image
+            if before is None:  # it came for nothing
+                with contextlib.suppress(APIError):
+                    await self.engine.call(lambda api: api.remove_image(name))
+            raise too_large(name, image["Size"], max_mib)
 
     async def _inspect(self, name: str) -> dict[str, Any] | None:
         try:
@@ -114,15 +112,18 @@ class DockerRuntime:
 
     async def _pull(self, name: str, place: Place) -> None:
         info = await self.engine.call(lambda api: api.info())
-        root = Path(info.get("DockerRootDir") or "/nowhere")
         loop, wanted = asyncio.get_running_loop(), True
+
+        def tell(words: str) -> None:
+            if wanted:
+                place.report(words)
 
         def report(words: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(place.report, words)
+                loop.call_soon_threadsafe(tell, words)
 
         pull = Pull(
-            name, place.model.container.max_image_mib, root if root.is_dir() else None, report,
+            name, place.model.container.max_image_mib, _folder(info.get("DockerRootDir")), report,
             lambda: wanted, self.stall_s, self.reserve_mib,
         )  # fmt: skip
         place.report("pulling")
@@ -137,39 +138,38 @@ class DockerRuntime:
     async def _start(self, launch: Launch, place: Place, image: dict[str, Any]) -> Container:
         await self._forget(place.replica)
         while True:
-            way = await self._way(place)
             try:
-                return await self._start_on(way, launch, place, image)
+                return await self._start_once(launch, place, image)
             except GuessFailed as error:
                 logger.info("%s: %s", place.model.image, error)
             except PermissionError as error:  # may not enter its namespace after all
                 logger.warning("containers are called over an internal network: %s", error)
                 self._enters = False
 
-    async def _way(self, place: Place) -> Way:
+    async def _network(self, place: Place) -> str:
+        """The engine's name of the network for this container, which is made if need be."""
         if place.model.container.network:
-            return Way("bridge", OPEN)
+            return "bridge"
         if self._enters:
-            return Way("none", NO_NETWORK)
+            return "none"
         name, labels = hard.name_of(place.replica), hard.labels(place)
         await self.engine.call(
             lambda api: api.create_network(name, driver="bridge", internal=True, labels=labels)
         )
-        return Way(name, INTERNAL)
+        return name
 
-    async def _start_on(
-        self, way: Way, launch: Launch, place: Place, image: dict[str, Any]
-    ) -> Container:
+    async def _start_once(self, launch: Launch, place: Place, image: dict[str, Any]) -> Container:
         user, guessed = hard.user_of(place, image, image["Id"] in self._as_root)
-
-        def create(api: docker.APIClient) -> str:
-            config = hard.container_config(
-                api, launch, place, image=image["Id"], user=user, network=way.network
-            )
-            return str(api.create_container(**config)["Id"])
-
         place.report("starting")
         try:
+            network = await self._network(place)
+
+            def create(api: docker.APIClient) -> str:
+                config = hard.container_config(
+                    api, launch, place, image=image, user=user, network=network
+                )
+                return str(api.create_container(**config)["Id"])
+
             id_ = await self.engine.call(create)
             await self.engine.call(lambda api: api.start(id_))
             found = await self.engine.call(lambda api: api.inspect_container(id_))
@@ -201,32 +201,25 @@ class DockerRuntime:
         """From the engine's description of a running one. Raises PermissionError: see netns."""
         network = found["HostConfig"]["NetworkMode"]
         settings = found["NetworkSettings"]
-        host, sockets, words, own = "127.0.0.1", None, NO_NETWORK, False
+        host, sockets, words = "127.0.0.1", None, NO_NETWORK
         if network == "none":
             sockets = netns.factory(settings["SandboxKey"])
             if found["State"]["Running"]:
                 with contextlib.suppress(FileNotFoundError):  # it ended at once
                     netns.socket_in(settings["SandboxKey"]).close()
         else:
-            own = network != "bridge"
-            words = INTERNAL if own else OPEN
-            host = settings["Networks"][network]["IPAddress"] or "0.0.0.0"  # noqa: S104 - ended
+            words = OPEN if network == "bridge" else INTERNAL
+            host = settings["Networks"][network]["IPAddress"] or NOWHERE  # it ended at once
         container = Container(
             self.engine, found["Id"], found["Config"]["Labels"].get(hard.REPLICA_LABEL, ""),
-            host, sockets, found["Image"], words, own_network=own,
+            host, sockets, found["Image"], words,
         )  # fmt: skip
         container.pid = found["State"].get("Pid") or None
         return container
 
     async def _forget(self, replica: str) -> None:
         """Remove what an earlier start of this replica left."""
-        name = hard.name_of(replica)
-        with contextlib.suppress(NotFound):
-            await self.engine.call(
-                lambda api: api.remove_container(name, v=True, force=True), wait_s=ENGINE_WAIT_S
-            )
-        with contextlib.suppress(NotFound, APIError):
-            await self.engine.call(lambda api: api.remove_network(name))
+        await self.engine.call(lambda api: hard.clear(api, replica), wait_s=ENGINE_WAIT_S)
 
     # -- after a restart of the agent
 
@@ -244,9 +237,12 @@ class DockerRuntime:
             if token:
                 launch = launch._replace(env={**launch.env, "JETFLEET_TOKEN": token})
             await self._open(container, launch, place)
-        except (NotFound, EngineAway, StartFailed, OSError) as error:
-            logger.info("container of %s is not adopted: %s", place.job, error)
+        except (EngineAway, DockerException, StartFailed, OSError) as error:
+            logger.info("container of %s is not adopted: %s", place.job, explain(error))
             return None
+        except asyncio.CancelledError:  # it is not wanted any more
+            await asyncio.shield(self._forget(place.replica))
+            raise
         return container
 
     async def running(self) -> set[str]:
@@ -254,27 +250,29 @@ class DockerRuntime:
         filters = {"label": hard.REPLICA_LABEL, "status": "running"}
         try:
             found = await self.engine.call(lambda api: api.containers(filters=filters))
-        except EngineAway as error:
-            logger.info("no containers to go on with: %s", error)
+        except (EngineAway, APIError) as error:
+            logger.info("no containers to go on with: %s", explain(error))
             return set()
         return {each["Labels"][hard.REPLICA_LABEL] for each in found}
 
-    async def sweep(self, owner: str, keep: Iterable[str]) -> int:
-        """Remove this agent's containers and networks but those of the replicas to keep."""
-        kept = {hard.name_of(replica) for replica in keep}
+    async def sweep(self, owner: str, keep: Collection[str]) -> int:
+        """Remove this agent's containers and networks but those of the replicas to keep.
+
+        ``keep`` is read after what there is was listed, so that a replica which begins meanwhile,
+        and is added to it beforehand, is spared.
+        """
         filters = {"label": f"{hard.OWNER_LABEL}={owner}"}
 
         def remove(api: docker.APIClient) -> int:
+            containers = api.containers(all=True, filters=filters)
+            others = [*api.networks(filters=filters), *(api.volumes(filters)["Volumes"] or ())]
             removed = 0
-            for found in api.containers(all=True, filters=filters):
-                if not kept & {name.lstrip("/") for name in found["Names"]}:
+            for each in (*containers, *others):
+                replica = each["Labels"][hard.REPLICA_LABEL]
+                if replica not in tuple(keep):
                     with contextlib.suppress(APIError):
-                        api.remove_container(found["Id"], v=True, force=True)
-                        removed += 1
-            for found in api.networks(filters=filters):
-                if found["Name"] not in kept:
-                    with contextlib.suppress(APIError):
-                        api.remove_network(found["Id"])
+                        hard.clear(api, replica)
+                        removed += each in containers
             return removed
 
         return await self.engine.call(remove)
@@ -282,6 +280,15 @@ class DockerRuntime:
 
 class GuessFailed(Exception):
     """It does not come up as nobody; the next start is as the image says."""
+
+
+def _folder(path: str | None) -> Path | None:
+    """None where there is no such folder, or it cannot be seen: the engine is elsewhere, or its
+    folders are closed to the agent's user."""
+    with contextlib.suppress(OSError):
+        if path and Path(path).is_dir():
+            return Path(path)
+    return None
 
 
 def _token(found: dict[str, Any]) -> str:

@@ -8,27 +8,28 @@ runs on a thread each, which ends with the process.
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import anyio
-import anyio.to_thread
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from jetfleet_agent.runtimes import StartFailed
-
 CALLS_AT_ONCE = 8
 CALL_TIMEOUT_S = 60.0
 RETRY_S = 0.25
-AWAY = (requests.exceptions.ConnectionError, requests.exceptions.ReadTimeout)
+AWAY = (
+    requests.exceptions.ConnectionError,
+    requests.exceptions.ReadTimeout,
+    requests.exceptions.ChunkedEncodingError,  # it ended in the middle of an answer
+)
 
 T = TypeVar("T")
 
@@ -43,7 +44,9 @@ class Engine:
 
     timeout_s: float = CALL_TIMEOUT_S
     _api: docker.APIClient | None = None
-    _limiter: anyio.CapacityLimiter | None = None
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(CALLS_AT_ONCE, "docker")
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def api(self) -> docker.APIClient:
@@ -53,26 +56,27 @@ class Engine:
                 self._api = connect(self.timeout_s)
             return self._api
 
-    async def call(
-        self, function: Callable[[docker.APIClient], T], *, wait_s: float | None = None
-    ) -> T:
-        """``function(api)`` on a thread. Not abandoned when cancelled: what it makes is known.
+    async def call(self, function: Callable[[docker.APIClient], T], *, wait_s: float = 0.0) -> T:
+        """``function(api)`` on a thread. Cancelled, it returns when that has ended, so that what it
+        made can be removed.
 
         Args:
-            wait_s: how long an engine that was here and is away is waited for, seconds; None: not
-                at all.
+            wait_s: how long an engine that was here and is away is waited for, seconds.
 
         Raises:
             EngineAway: it does not answer.
             docker.errors.APIError: it refuses; ``NotFound`` among them.
         """
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(CALLS_AT_ONCE)
-        until = time.monotonic() + (wait_s or 0 if self._api is not None else 0)
+        loop = asyncio.get_running_loop()
+        until = time.monotonic() + (wait_s if self._api is not None else 0.0)
         while True:
-            work = functools.partial(self._work, function)
+            work = loop.run_in_executor(self._threads, self._work, function)
             try:
-                return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                with contextlib.suppress(Exception):
+                    await work
+                raise
             except EngineAway:
                 if time.monotonic() >= until:
                     raise
@@ -136,12 +140,7 @@ def explain(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def start_failed(what: str, error: Exception) -> StartFailed:
-    """The StartFailed of something that the engine refused."""
-    return StartFailed(f"{what}: {explain(error)}")
-
-
 __all__ = [
-    "APIError", "Engine", "EngineAway", "NotFound", "connect", "explain", "on_thread",
-    "start_failed",
+    "APIError", "DockerException", "Engine", "EngineAway", "NotFound", "connect", "engine_present",
+    "explain", "on_thread",
 ]  # fmt: skip

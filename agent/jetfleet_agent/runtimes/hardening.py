@@ -7,11 +7,13 @@ cannot be written, a bounded /tmp in memory, bounds on processes, memory, CPU an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import docker
-from docker.types import DeviceRequest, LogConfig, Ulimit
+from docker.errors import APIError, NotFound
+from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from jetfleet_agent.runtimes import Launch, Place
 
@@ -33,8 +35,11 @@ def name_of(replica: str) -> str:
 
 
 def cache_volume(place: Place) -> str:
-    """The volume that keeps a model's cache on this worker; one per tenant and model name."""
-    return f"jetfleet-cache-{place.tenant}-{place.model.name}"
+    """The volume that keeps a model's cache on this worker; one per tenant and model name.
+
+    A dot parts the two, because none is in a name: ``a-b`` of ``c`` is not ``b`` of ``c-a``.
+    """
+    return f"jetfleet-cache-{place.tenant}.{place.model.name}"
 
 
 def labels(place: Place) -> dict[str, str]:
@@ -59,32 +64,33 @@ def container_config(
     launch: Launch,
     place: Place,
     *,
-    image: str,
+    image: Mapping[str, Any],
     user: str,
     network: str,
 ) -> dict[str, Any]:
     """The arguments of ``create_container``.
 
     Args:
-        image: id of the image. user: as in ``docker run --user``; empty: the image's.
+        image: the engine's description of it.
+        user: as in ``docker run --user``; empty: the image's.
         network: name of an engine's network, or ``none``.
     """
     config: dict[str, Any] = {
-        "image": image,
+        "image": image["Id"],
         "name": name_of(place.replica),
         "command": list(launch.argv) or None,
         "environment": environment(launch, user),
         "labels": labels(place),
         "user": user or None,
         "detach": True,
-        "host_config": api.create_host_config(**_host_config(place, network)),
+        "host_config": api.create_host_config(**_host_config(place, image, network)),
     }
     if launch.entrypoint:
         config["entrypoint"] = list(launch.entrypoint)
     return config
 
 
-def _host_config(place: Place, network: str) -> dict[str, Any]:
+def _host_config(place: Place, image: Mapping[str, Any], network: str) -> dict[str, Any]:
     allowed, memory = place.model.container, place.model.resources.memory_mib * MIB
     cpus = min(allowed.cpus or float("inf"), os.cpu_count() or 1)
     config: dict[str, Any] = {
@@ -93,6 +99,7 @@ def _host_config(place: Place, network: str) -> dict[str, Any]:
         "security_opt": ["no-new-privileges:true"],
         "read_only": True,
         "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={allowed.tmp_mib}m"},  # noqa: S108
+        "mounts": _volumes(place, image),
         "shm_size": allowed.shm_mib * MIB,
         "pids_limit": allowed.pids,
         "mem_limit": memory,
@@ -115,6 +122,47 @@ def _host_config(place: Place, network: str) -> dict[str, Any]:
     if allowed.cache is not None:
         config["binds"] = {cache_volume(place): {"bind": allowed.cache, "mode": "rw"}}
     return config
+
+
+def _volumes(place: Place, image: Mapping[str, Any]) -> list[Mount]:
+    """Folders that the image declares to be volumes, to be written as little as its root.
+
+    The engine would let each be written without bounds, on a disk of the worker. They hold what
+    the image has there, and go with the container (``clear``).
+    """
+    declared = (image.get("Config") or {}).get("Volumes") or {}
+    folders = {posixpath.normpath(posixpath.join("/", path)) for path in declared}
+    ours = {"/tmp", "/dev/shm", posixpath.normpath(place.model.container.cache or "/tmp")}  # noqa: S108
+    name = name_of(place.replica)
+    return [
+        Mount(path, f"{name}-{number}", type="volume", read_only=True, labels=labels(place))
+        for number, path in enumerate(sorted(folders))
+        if path not in ours
+    ]
+
+
+def clear(api: docker.APIClient, replica: str) -> None:
+    """Remove a replica's container, and the network and volumes that were made for it.
+
+    Raises:
+        APIError: the engine does not remove one of them; the others are gone.
+    """
+    name, refused = name_of(replica), None
+    mine = {"label": f"{REPLICA_LABEL}={replica}"}
+    steps: list[Callable[[], Any]] = [
+        lambda: api.remove_container(name, v=True, force=True),
+        lambda: api.remove_network(name),
+        lambda: [api.remove_volume(v["Name"]) for v in api.volumes(mine)["Volumes"] or ()],
+    ]
+    for step in steps:
+        try:
+            step()
+        except NotFound:
+            continue
+        except APIError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def user_of(place: Place, image: Mapping[str, Any], needs_root: bool) -> tuple[str, bool]:

@@ -180,6 +180,7 @@ class ProcessInstance(asyncio.Protocol):
             self._reading.close()
         if self.channel is not None:
             self.channel.close()
+            self.channel = None
         self.gone.set_result(None)
 
     async def _group_gone(self, group: int) -> None:

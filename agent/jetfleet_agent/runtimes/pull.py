@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +24,6 @@ from docker.utils import parse_repository_tag
 from jetfleet_agent.runtimes import StartFailed
 from jetfleet_agent.runtimes.engine import EngineAway, connect
 
-logger = logging.getLogger("jetfleet.pull")
 MIB = 1024**2
 CONNECT_S = 10.0
 STALL_S = 60.0  # without a sign of progress
@@ -39,7 +37,7 @@ _CAUSES = (
     (("no space left",), "the disk where the engine keeps images is full"),
     (
         ("verification failed", "digest mismatch", "unexpected eof", "invalid checksum",
-         "unexpected commit digest", "content digest", "invalid header", "error pulling image"),
+         "unexpected commit digest", "content digest", "invalid header"),
         "what the registry sent is damaged",
     ),
     (
@@ -203,11 +201,6 @@ def too_large(image: str, size: int, max_mib: int) -> StartFailed:
     )
 
 
-def is_pinned(image: str) -> bool:
-    """Whether the name says exactly which image it means."""
-    return "@sha256:" in image
-
-
 def is_moving(image: str) -> bool:
-    """Whether the name is expected to mean another image tomorrow."""
-    return not is_pinned(image) and (parse_repository_tag(image)[1] or "latest") == "latest"
+    """Whether the name is expected to mean another image tomorrow; a digest never is."""
+    return (parse_repository_tag(image)[1] or "latest") == "latest"

@@ -12,6 +12,7 @@ from jetfleet.errors import JetfleetError
 
 if TYPE_CHECKING:
     from jetfleet.client import Client
+    from jetfleet.specs import JobSpec
 
 FIRST_S = 2.0  # what is started by then needs no words
 AGAIN_S = 5.0
@@ -62,16 +63,18 @@ async def why_waiting(client: Client, job: str) -> str:
         return "no worker has joined; `jetfleet agent` starts one"
     if not row["wanted"]:
         return "the job wants no replicas now"
-    return f"none of {len(joined)} workers has room for it{_needs(client, job)}"
-
-
-def _needs(client: Client, job: str) -> str:
     state = client.registry.job(client.settings.tenant, job)
-    if state is None:
-        return ""
-    needs: dict[str, Any] = state.spec.model.resources.model_dump(exclude_defaults=True)
+    return "" if state is None else _unplaced(state.spec, {worker["worker"] for worker in joined})
+
+
+def _unplaced(spec: JobSpec, joined: set[str]) -> str:
+    """Why none of these workers was given a replica."""
+    if spec.assignment == "manual" and not joined.intersection(spec.workers):
+        return f"the workers that it is assigned to are not at work: {', '.join(spec.workers)}"
+    needs: dict[str, Any] = spec.model.resources.model_dump(exclude_defaults=True)
     words = ", ".join(f"{name} {value}" for name, value in needs.items())
-    return f"; its model needs {words}" if words else ""
+    count = "the only worker has no" if len(joined) == 1 else f"none of {len(joined)} workers has"
+    return f"{count} room for it" + (f"; its model needs {words}" if words else "")
 
 
 def _line(text: str) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from jetfleet.commands.common import State, command, connected
 from jetfleet.commands.output import note
-from jetfleet.errors import JobNotFound
+from jetfleet.errors import JobNotFound, WorkerNotFound
 
 if TYPE_CHECKING:
     from jetfleet.client import Client
@@ -52,7 +52,7 @@ def _whose(line: Line) -> str:
 
 
 async def _feed(client: Client, target: str, is_worker: bool, follow: bool) -> LogFeed:
-    """Raises JobNotFound when there is neither a job nor a worker of this name."""
+    """Raises JobNotFound or WorkerNotFound when there is none of this name."""
     from jetfleet.events import WorkerJoined
     from jetfleet.logs import LogFeed
     from jetfleet.streams import FLEET
@@ -65,7 +65,9 @@ async def _feed(client: Client, target: str, is_worker: bool, follow: bool) -> L
         async for record in client.events(FLEET, subject=fleet(target, "joined")):
             if isinstance(record.event, WorkerJoined):
                 return LogFeed(client.connection, tenant, worker=target, follow=follow)
+    if is_worker:
+        raise WorkerNotFound(f"there is no worker {target!r}; `jetfleet worker list` shows all")
     raise JobNotFound(
-        f"there is no {'worker' if is_worker else 'job or worker'} {target!r}; "
+        f"there is no job or worker {target!r}; "
         "`jetfleet job list` and `jetfleet worker list` show them"
     )

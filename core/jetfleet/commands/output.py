@@ -7,17 +7,19 @@ frames and are never folded, so that ``grep``, ``awk`` and ``head`` see one line
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 10_000
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,11 @@ class Output:
 
     def raw(self, text: str) -> None:
         """Text as it comes, without an end of line."""
-        sys.stdout.write(text)
+        sys.stdout.write(shown(text, sys.stdout))
         sys.stdout.flush()
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        self.raw(text + "\n")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "none"
@@ -65,9 +66,19 @@ class Output:
             _print_table(columns, rows)
 
 
+def printable(text: str) -> str:
+    """Text without control characters: what a model says must not steer the terminal."""
+    return _CONTROL.sub("", text)
+
+
+def shown(text: str, out: TextIO) -> str:
+    """Text as it is to be written: printable where people look, else as it stands."""
+    return printable(text) if out.isatty() else text
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(shown(text, sys.stderr) + "\n")
 
 
 @contextmanager

@@ -312,7 +312,8 @@ class Local:
         """Whether this worker joined since ``began``, as the projections have it."""
         rows = await self._ask("worker", name=worker)
         return rows is not None and any(
-            row["state"] == "joined" and _time(row["joined_at"]) >= began for row in rows.dicts()
+            row["state"] == "joined" and datetime.fromisoformat(row["joined_at"]) >= began
+            for row in rows.dicts()
         )
 
     async def _ask(self, query: str, **parameters: str) -> Rows | None:
@@ -333,11 +334,6 @@ class Local:
                 return True
         except OSError:
             return False
-
-
-def _time(text: str) -> datetime:
-    """A time of a projection, which are UTC."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 def broker_line(line: str) -> str | None:

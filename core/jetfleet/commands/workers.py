@@ -11,7 +11,7 @@ import typer
 
 from jetfleet.commands.common import State, command, connected, read_endpoints
 from jetfleet.commands.output import note, waiting
-from jetfleet.errors import InvalidRequest, JetfleetError, WorkerNotFound
+from jetfleet.errors import Conflict, InvalidRequest, JetfleetError, WorkerNotFound
 
 if TYPE_CHECKING:
     from jetfleet.client import Client
@@ -141,7 +141,9 @@ async def worker_drain(
     async with connected(state) as client:
         row = await _row(client, worker)
         if row["state"] not in ("joined", "draining"):
-            raise InvalidRequest(f"worker {worker} is not at work: {_past(row)}")
+            raise Conflict(
+                f"worker {worker} is not at work: it is {row['state']} since {row['changed_at']}"
+            )
         with waiting(f"{worker} drains"):
             await _drain(client, worker, row, within)
     took = time.monotonic() - began
@@ -149,10 +151,6 @@ async def worker_drain(
         state.output.document({"worker": worker, "state": "left", "took_s": round(took, 3)})
     else:
         state.output.text(f"{worker} has left after {took:.1f} s")
-
-
-def _past(row: dict[str, Any]) -> str:
-    return f"it is {row['state']} since {row['changed_at']}"
 
 
 async def _drain(client: Client, worker: str, row: dict[str, Any], within: float | None) -> None:
@@ -164,17 +162,18 @@ async def _drain(client: Client, worker: str, row: dict[str, Any], within: float
     )
     nudging = asyncio.create_task(_nudge(client, worker, within))
     answered = row["state"] == "draining"
+    patience = None if within is None else within + AFTER_S  # once it has answered
+    deadline = _after(patience if answered else ANSWER_S)
     try:
         while True:
-            limit = ANSWER_S if not answered else None if within is None else within + AFTER_S
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout_at(deadline):
                     record = await anext(events)
             except TimeoutError:
                 raise WorkerSilent(_silence(worker, answered)) from None
             verb = _verb(record, row["session"])
             if verb == "draining" and not answered:
-                answered = True
+                answered, deadline = True, _after(patience)
                 nudging.cancel()
                 note(f"{worker} takes nothing more; waiting for what it runs")
             elif verb == "left":
@@ -184,6 +183,11 @@ async def _drain(client: Client, worker: str, row: dict[str, Any], within: float
     finally:
         nudging.cancel()
         await events.aclose()  # type: ignore[attr-defined]  # it is an async generator
+
+
+def _after(seconds: float | None) -> float | None:
+    """That moment of the loop's clock; None: never."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 def _silence(worker: str, answered: bool) -> str:

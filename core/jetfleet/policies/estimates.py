@@ -20,7 +20,6 @@ class Rate:
     recent: float
     ahead: float
     error: float  # standard error of ``slow``
-    window_s: float  # the window ``recent`` is from
 
 
 def arrival_rate(
@@ -44,10 +43,10 @@ def arrival_rate(
     if not usable:  # the longest of those too short, or else the shortest of those too long
         usable = [w for w in windows if w.seconds < fast_s][-1:] or windows[:1]
     if not usable:
-        return Rate(0.0, 0.0, 0.0, 0.0, 0.0)
+        return Rate(0.0, 0.0, 0.0, 0.0)
     whole = usable[-1]
     slow = whole.arrivals / whole.seconds
-    recent, window_s, trend = slow, whole.seconds, 0.0
+    recent, trend = slow, 0.0
     for short in usable:
         rest_s = whole.seconds - short.seconds
         if rest_s <= 0:
@@ -57,10 +56,9 @@ def arrival_rate(
         noise = sqrt(peakedness * (fast / short.seconds + before / rest_s))
         if fast - before > significance * noise:
             trend = max(trend, (fast - before) / (whole.seconds / 2))
-            if fast > recent:
-                recent, window_s = fast, short.seconds
+            recent = max(recent, fast)
     ahead = recent + min(trend * ahead_s, recent)
-    return Rate(slow, recent, ahead, sqrt(peakedness * slow / whole.seconds), window_s)
+    return Rate(slow, recent, ahead, sqrt(peakedness * slow / whole.seconds))
 
 
 def index_of_dispersion(counts: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ served. Plain floats in and out. Good to about nine digits up to 100,000 servers
 
 from __future__ import annotations
 
-from math import exp, inf, lgamma, log
+from math import exp, lgamma, log
 
 _LONGEST = 1_000_000  # terms of the series; about sqrt(74 * servers) are needed
 
@@ -43,13 +43,6 @@ def erlang_c(servers: float, load: float) -> float:
     return servers * lost / (servers - load * (1 - lost))
 
 
-def mean_wait(servers: float, load: float, service_s: float) -> float:
-    """Mean wait of M/M/c, seconds, over all arrivals; infinite at overload."""
-    if load >= servers:
-        return inf
-    return erlang_c(servers, load) * service_s / (servers - load)
-
-
 def late_share(
     servers: float, load: float, service_s: float, wait_s: float, peakedness: float = 1.0
 ) -> float:
@@ -62,16 +55,6 @@ def late_share(
         return 1.0
     waiting = erlang_c(servers / peakedness, load / peakedness)
     return waiting * exp(-(servers - load) * wait_s / (service_s * peakedness))
-
-
-def wait_quantile(servers: float, load: float, service_s: float, share: float) -> float:
-    """The wait that ``share`` of arrivals (0.95, say) do not exceed, seconds."""
-    if load >= servers:
-        return inf
-    waiting = erlang_c(servers, load)
-    if waiting <= 1 - share:
-        return 0.0
-    return service_s / (servers - load) * log(waiting / (1 - share))
 
 
 def replicas_needed(
