@@ -25,6 +25,7 @@ Take = Callable[[Msg], None]
 _INTERNALS = ("_process_msg", "_flush_pending", "_send_command", "_process_headers", "_remove_sub")
 AVAILABLE = all(hasattr(Nats, name) for name in _INTERNALS)
 WRITE_BUFFER = 1024 * 1024  # bytes; beyond it the flusher waits for the socket
+ABANDON_S = 2.0  # a peer is waited for at most so long
 IDLE_S = 0.0003  # without a write for so long: nothing to wait for
 _PLAIN = b"NATS/1.0\r\n"  # a status would stand in this line
 _LINE = b"\r\n"
@@ -99,11 +100,23 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
             self._ps: Parser = FastParser(self)
 
     async def abandon(self) -> None:
-        """Close the socket of a connect that was given up; nats-py leaves it open."""
-        if self._transport is not None:
-            self._transport.close()
-            # The connect that was cancelled may have waited for the same, and cancelled that.
-            await asyncio.gather(self._transport.wait_closed(), return_exceptions=True)
+        """Leave nothing open: of a connect that was given up, or of a close by nats-py itself,
+        which nobody else can wait for and which may get stuck with a peer that is gone."""
+        for subscription in self._subs.values():
+            if subscription._wait_for_msgs_task is not None:
+                subscription._wait_for_msgs_task.cancel()
+        transport = self._transport
+        if transport is None:
+            return
+        session = getattr(transport, "_client", None)  # of a WebSocket
+        transport.close()
+        closing = asyncio.ensure_future(transport.wait_closed())
+        await asyncio.wait({closing}, timeout=ABANDON_S)
+        closing.cancel()
+        # Whoever was cancelled while waiting for the same has cancelled that too.
+        await asyncio.gather(closing, return_exceptions=True)
+        if session is not None:
+            await session.close()
 
     # -- receiving
 
