@@ -83,7 +83,7 @@ async def run(quick: bool) -> dict[str, Any]:
         )  # fmt: skip
         console.print("64 callers", style="bold")
         await rounds(
-            samples, 2 if quick else 5,
+            samples, 2 if quick else 9,
             lambda: floor.callers(64, many), lambda: raw.callers(64, many),
             lambda: client.callers(64, many),
             lambda: http.callers(64, many), lambda: gateway.callers(64, many // 2),
