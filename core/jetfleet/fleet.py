@@ -94,6 +94,7 @@ class WorkerState:
     labels: Mapping[str, str]
     owner: str
     trusted: bool
+    price_per_hour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,7 @@ def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
     vouched = data if admission is None else admission
     worker = WorkerState(
         data.worker, data.session, data.machine, "joined", seq, data.public_key, data.heartbeat_s,
-        {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted,
+        {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted, data.price_per_hour,
     )  # fmt: skip
     kept = _without_replicas(state, data.worker, keep=frozenset(data.replicas))
     return replace(kept, workers={**state.workers, data.worker: worker})

@@ -22,7 +22,7 @@ from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
 from jetfleet.policies.estimates import index_of_dispersion
 from jetfleet.policies.observation import WINDOWS_S, JobObservation, Past, Service, Window
 from jetfleet.scaling_specs import KpaScaling, LagScaling, ScalingSpec, SloScaling
-from jetfleet.speeds import Speeds
+from jetfleet.speeds import Sample
 
 BUCKET_S = 0.5  # arrivals are counted in steps of this
 # One arrival in the first second of observing is no rate of one a second: before this much was
@@ -59,8 +59,10 @@ class JobWatch:
         if self.asleep and not queued:
             queued = self._arrivals(now - SETTLE_S)
         self.queued, self.in_flight, self.asked_at = queued, in_flight, now
-        self._told.append((self._area(now), queued + in_flight))
-        self._told_at.append(now)
+        depth = queued + in_flight
+        if not self._told or self._told[-1][1] != depth:
+            self._told.append((self._area(now), depth))
+            self._told_at.append(now)
 
     def windows(self, lengths_s: Iterable[float], now: float) -> tuple[Window, ...]:
         """Each as long as asked for, or as it was observed; what is older is forgotten."""
@@ -227,9 +229,9 @@ def lengths(spec: ScalingSpec) -> tuple[float, ...]:
     """The windows that a policy with these parameters looks at, seconds."""
     match spec:
         case LagScaling():
-            return (*WINDOWS_S, spec.down_window_s)
+            return (spec.down_window_s,)
         case KpaScaling():
-            return (*WINDOWS_S, spec.panic_window_s, spec.stable_window_s, spec.down_delay_s)
+            return (spec.panic_window_s, spec.stable_window_s, spec.down_delay_s)
         case SloScaling():
             hold_s = spec.hold_cold_starts * spec.assumed_cold_start_s
             own = (spec.fast_window_s, spec.slow_window_s, spec.zero_after_s, hold_s)
@@ -247,14 +249,11 @@ def _age(replica: ReplicaState, now: datetime) -> float:
     return max(0.0, (now - replica.assigned_at).total_seconds())
 
 
-def services_by_model(speeds: Speeds) -> dict[tuple[str, str], dict[str, Service]]:
-    """Lengths of runs by (tenant, model) and type of GPU, weighted by how many runs were told."""
-    found: dict[tuple[str, str], dict[str, Service]] = {}
-    for samples in speeds.workers.values():
-        for (tenant, model, gpu), sample in samples.items():
-            services = found.setdefault((tenant, model), {})
-            known = services.get(gpu, Service(0.0, 0))
-            runs = known.runs + sample.runs
-            mean_s = (known.mean_s * known.runs + sample.service_s * sample.runs) / runs
-            services[gpu] = Service(mean_s, runs)
+def services_of(told: Mapping[str, Mapping[str, Sample]]) -> dict[str, Service]:
+    """Lengths of runs of a model by type of GPU, weighted by how many each worker tells of."""
+    found = {}
+    for gpu, samples in told.items():
+        runs = sum(sample.runs for sample in samples.values())
+        busy_s = sum(sample.service_s * sample.runs for sample in samples.values())
+        found[gpu] = Service(busy_s / runs, runs)
     return found

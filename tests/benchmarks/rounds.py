@@ -205,7 +205,7 @@ class World:
                     model=f"{name}:1",
                     gpu=GPUS[n % len(GPUS)] or "",
                     service_s=0.2 + n % 5 / 10,
-                )  # fmt: skip
+                )
                 for name in (f"job{(n * 4 + k) % self.size}" for k in range(4))
             )
             data = WorkerHeartbeat.Data(worker=f"w{n}", session="s1", jobs=loads)
@@ -220,7 +220,7 @@ class World:
             for watch in self.conductor.scaler.watcher.watches.values():
                 if step % 2:
                     watch.arrived(now)
-                watch.told(0, 1, now)
+                watch.told(0, step // 20 % 3, now)
         self.passed = began + for_s
 
 
