@@ -7,7 +7,7 @@ session) change nothing: what a stale or lying worker says is never obeyed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import singledispatch
@@ -333,9 +333,9 @@ def _(event: ReplicaPreparing, state: FleetState, seq: int) -> FleetState:
 def _(event: ReplicaReady, state: FleetState, seq: int) -> FleetState:
     data = event.data
     changed = _change_replica(state, data.replica, data.worker, "ready", ready_at=event.time)
-    if changed is state:
-        return state
-    key = (state.replicas[data.replica].key, data.worker)
+    key = (state.replicas[data.replica].key, data.worker) if changed is not state else None
+    if key not in state.failures:
+        return changed
     return replace(changed, failures={k: v for k, v in state.failures.items() if k != key})
 
 
@@ -361,12 +361,12 @@ def _known(state: FleetState, replica: str, worker: str) -> bool:
 
 
 def _without(state: FleetState, replica: str) -> FleetState:
-    return replace(state, replicas={k: v for k, v in state.replicas.items() if k != replica})
+    left = dict(state.replicas)  # a copy and a deletion: a tenth of a comprehension's time
+    del left[replica]
+    return replace(state, replicas=left)
 
 
-def _without_replicas(
-    state: FleetState, worker: str, keep: frozenset[str] = frozenset()
-) -> FleetState:
+def _without_replicas(state: FleetState, worker: str, keep: Container[str] = ()) -> FleetState:
     left = {k: v for k, v in state.replicas.items() if v.worker != worker or k in keep}
     return replace(state, replicas=left) if len(left) != len(state.replicas) else state
 

@@ -342,7 +342,7 @@ class _Search:
 
     def _one_by_one(self, shelves: Shelves) -> Iterator[Rank]:
         """Those that something is known of."""
-        for name in self.known:
+        for name in sorted(self.known):
             room = self.work.rooms.get(name)
             if room is not None and self._takes(room):
                 standing_, *rest = shelves.rank(room)

@@ -17,7 +17,7 @@ from jetfleet.policies.placement_rooms import Room
 from jetfleet.speeds import Sample
 
 WEIGHTS = {"apart": 0.35, "speed": 0.30, "price": 0.15, "room": 0.12, "image": 0.08}
-ON_THE_WORKER = 0.6  # of "apart": the rest is for the owner
+ON_THE_WORKER = 0.5  # of "apart": the rest is for the owner
 UNKNOWN_SPEED = 0.5  # as good as one that takes twice as long as the fastest known
 HALF_AT = 1.0  # the price an hour that is worth half of nothing
 
