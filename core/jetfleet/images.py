@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from jetfleet.events import Event, ReplicaReady
 from jetfleet.fleet import FleetState
+from jetfleet.persistent import put
 
 KEPT = 64  # images of a worker, those that became ready last
 
@@ -38,4 +39,4 @@ def evolve_images(state: Images, event: Event, fleet: FleetState) -> Images:
     if image is None or ran[-1:] == (image,):
         return state
     ran = (*(each for each in ran if each != image), image)[-KEPT:]
-    return Images({**state.workers, replica.worker: ran})
+    return Images(put(state.workers, replica.worker, ran))
