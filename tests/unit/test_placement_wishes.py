@@ -29,7 +29,7 @@ from given import (
 )  # fmt: skip
 from jetfleet.images import KEPT, Images, evolve_images
 from jetfleet.placement_specs import PlacementSpec
-from jetfleet.policies import placement
+from jetfleet.policies import placement_search as search
 from jetfleet.policies.placement import RESERVED_MIB, place
 from jetfleet.specs import JobSpec, ModelSpec
 
@@ -230,9 +230,9 @@ def test_of_many_workers_the_best_and_some_of_those_rejected_are_published(monke
     heard = [took(f"w{n:02}", 0.1 + n % 4) for n in range(0, 100, 9)]
     seen = world([created(wishing(replicas=5, trusted=True))], happened, heard)
     some = place(seen, at(0))
-    assert {len(scores(d)) for d in some} == {placement.SCORED}
-    assert all(len(rejections(d)) == placement.REJECTED for d in some)
-    monkeypatch.setattr(placement, "SCORED", 1000)
+    assert {len(scores(d)) for d in some} == {search.SCORED}
+    assert all(len(rejections(d)) == search.REJECTED for d in some)
+    monkeypatch.setattr(search, "SCORED", 1000)
     every = place(seen, at(0))
     assert [d.worker for d in some] == [d.worker for d in every]
     for few, all_ in zip(some, every, strict=True):

@@ -40,16 +40,12 @@ def no_room(need: Resources, room: Room) -> str:
 
 def place_of(spec: JobSpec, worker: WorkerState) -> str | None:
     """What no two replicas may share: the worker, its owner; None: they may share anything."""
-    match spec.placement.apart:
-        case "workers":
-            return worker.name
-        case "owners":
-            return worker.owner
-        case None:
-            return None
+    if spec.placement.apart == "workers":
+        return worker.name
+    return worker.owner if spec.placement.apart == "owners" else None
 
 
-def too_close(spec: JobSpec, worker: WorkerState, taken: Container[str]) -> str:
+def too_close(spec: JobSpec, worker: WorkerState, taken: Container[str | None]) -> str:
     """Whether a replica is already where another must not be. ``taken``: see ``place_of``."""
     if place_of(spec, worker) not in taken:
         return ""

@@ -92,6 +92,7 @@ def standing(room: Room, gpu: bool, pack: bool) -> dict[str, float]:
 
 
 def weigh(parts: Mapping[str, float]) -> float:
+    """The score that these parts add up to."""
     return sum(WEIGHTS[name] * part for name, part in parts.items())
 
 
@@ -122,9 +123,11 @@ class Shelves:
         return shelves
 
     def all(self) -> Iterable[Shelf]:
+        """Each."""
         return self._shelves.values()
 
     def rank(self, room: Room) -> Rank:
+        """Its place among the others, by its standing."""
         worker = room.worker
         parts = standing(room, self.gpu, self.pack)
         return (-weigh(parts), worker.price_per_hour, room.replicas, worker.name)
@@ -139,9 +142,9 @@ class Shelves:
         insort(self._shelf(room).ranks, self.rank(room))
 
     def _shelf(self, room: Room) -> Shelf:
-        owner, kinds = room.worker.owner, room.kinds if self.gpu else ("",)
+        owner, kinds = room.worker.owner, room.kinds if self.gpu else ()
         mixed = len(kinds) > 1
-        key = (owner, room.worker.name, "") if mixed else (owner, *kinds)
+        key: tuple[str, ...] = (owner, room.worker.name, "") if mixed else (owner, *kinds)
         if key not in self._shelves:
             self._shelves[key] = Shelf(owner, None if mixed else "".join(kinds))
         return self._shelves[key]
