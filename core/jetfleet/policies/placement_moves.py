@@ -15,7 +15,9 @@ from jetfleet.policies.placement_search import Release, Round, Search
 COST = 0.15  # a move must raise the score by more
 EVERY = timedelta(seconds=60)  # no more than one move is begun in this time, in the whole fleet
 SETTLED = timedelta(seconds=300)  # a replica that has served for less stays
-LOOKED_AT, TURN_S = 8, 10  # so many replicas are looked at, and after so many seconds the next ones
+# So many replicas are looked at in the first second of every so many. Who misses that second (a
+# round late) looks at the next ones in the next: looking costs, and a move can wait.
+LOOKED_AT, TURN_S = 8, 10
 
 
 def move(
@@ -24,6 +26,8 @@ def move(
     replicas: Mapping[JobKey, Sequence[ReplicaState]],
 ) -> None:
     """Decide on one move, if one pays. ``replicas``: of each job, on workers that are joined."""
+    if int(work.now.timestamp()) % TURN_S:
+        return
     every = sorted(
         (r for there in replicas.values() for r in there), key=lambda r: (r.assigned_seq, r.id)
     )
