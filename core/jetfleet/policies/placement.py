@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
+from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
 from jetfleet.policies.placement_filters import no_room, place_of, too_close, unsuitable
 from jetfleet.policies.placement_moves import after_moves, move
@@ -29,7 +30,9 @@ from jetfleet.policies.placement_search import (
 from jetfleet.scaling_specs import SloScaling, StaticScaling
 from jetfleet.specs import JobSpec
 
-__all__ = ["RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "place", "serves"]
+__all__ = [
+    "RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "consider", "place", "serves",
+]  # fmt: skip
 
 NAME = "weighted"
 VERSION = 1
@@ -57,6 +60,18 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     if not work.decisions:
         move(work, jobs, by_job)
     return tuple(work.decisions)
+
+
+def consider(observation: Observation, key: JobKey, now: datetime) -> tuple[Candidate, ...]:
+    """Every worker for one more replica of a job: with its score, the best first, or with the
+    reason why it cannot have one now. Nothing is decided."""
+    job, work = observation.registry.jobs[key], Round(observation, rooms_of(observation.fleet), now)
+    there = [
+        replica
+        for replica in observation.fleet.replicas.values()
+        if replica.key == key and replica.status != "releasing" and replica.worker in work.rooms
+    ]
+    return Search.of(work, job, _current(work, job, there)).consider()
 
 
 def _unheard(fleet: FleetState, joined: Collection[str], now: datetime) -> Iterable[Release]:

@@ -174,6 +174,16 @@ class Search:
         each = sorted(self._one_by_one())
         return list(islice(merge(each, *(self._walk(shelf) for shelf in shelves.all())), SCORED))
 
+    def consider(self) -> tuple[Candidate, ...]:
+        """All workers, those that can take one more first, the best of them the first."""
+        ranks, rejected = [], []
+        for name, room in self.work.rooms.items():
+            if objection := self._objection(room):
+                rejected.append(Candidate(worker=name, rejected=objection))
+            else:
+                ranks.append(self.rank(room))
+        return (*_scored(sorted(ranks)), *rejected)
+
     def rank(self, room: Room) -> Rank:
         """What is thought of a worker, whether it can take one more or not."""
         worker, shelves = room.worker, self.work.shelves_for(self.job.spec)
@@ -195,9 +205,9 @@ class Search:
         reason = why + ", ".join(f"{part} {parts[part]:.2g}" for part in WEIGHTS)
         if failed := len(self.failures.get(name, ())):
             reason += f", {failed} failures"
-        scored = [Candidate(worker=w, score=round(-score, DIGITS)) for score, *_, w in ranked]
+        candidates = (*_scored(ranked), *self.passed)
         self.work.decisions.append(
-            Assign(self.job.tenant, spec, name, reason, (*scored, *self.passed), gpus, replaces)
+            Assign(self.job.tenant, spec, name, reason, candidates, gpus, replaces)
         )
         self.work.take(room, need, gpus)
         self.occupy(room)
@@ -239,3 +249,7 @@ class Search:
         if objection := back_off(self.failures.get(worker.name, ()), self.work.now):
             self.waits = True
         return objection
+
+
+def _scored(ranked: Iterable[Rank]) -> Iterator[Candidate]:
+    return (Candidate(worker=w, score=round(-score, DIGITS)) for score, *_, w in ranked)
