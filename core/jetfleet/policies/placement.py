@@ -222,10 +222,7 @@ def _least_useful(
 def _assign(work: _Round, job: JobState) -> bool:
     """Place one replica if a worker can take it now; False when none has room for it."""
     key = (job.tenant, job.spec.name)
-    verdicts = {
-        name: _unfit(job, room) or _back_off(work, job, name)
-        for name, room in sorted(work.rooms.items())
-    }
+    verdicts = _objections(work, job)
     able = [name for name, objection in verdicts.items() if not objection]
     if not able:  # one that has room and only waits after a failure is worth waiting for
         return any(not _unfit(job, room) for room in work.rooms.values())
@@ -235,18 +232,30 @@ def _assign(work: _Round, job: JobState) -> bool:
         return (len(work.fleet.failures.get((key, name), ())), room.load, room.replicas, name)
 
     chosen = min(able, key=rank)
-    candidates = tuple(
-        Candidate(worker=name, rejected=objection)
-        if objection
-        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
-        for name, objection in verdicts.items()
-    )
+    candidates = _scored(work, verdicts)
     reason = f"least loaded of {len(able)} workers with room"
     room, need = work.rooms[chosen], job.spec.model.resources
     gpus = room.gpus_for(need) or ()
     work.decisions.append(Assign(job.tenant, job.spec, chosen, reason, candidates, gpus))
     room.take(need, gpus)
     return True
+
+
+def _objections(work: _Round, job: JobState) -> dict[str, str]:
+    """Of every worker at work, why it cannot take a replica of the job now; empty when it can."""
+    return {
+        name: _unfit(job, room) or _back_off(work, job, name)
+        for name, room in sorted(work.rooms.items())
+    }
+
+
+def _scored(work: _Round, objections: Mapping[str, str]) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(worker=name, rejected=objection)
+        if objection
+        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
+        for name, objection in objections.items()
+    )
 
 
 def _unfit(job: JobState, room: _Room) -> str:
@@ -269,3 +278,21 @@ def _back_off(work: _Round, job: JobState, worker: str) -> str:
         if work.now < failures[-1] + timedelta(seconds=wait):
             return f"{len(failures)} failures there, waiting {wait:g} s after the last"
     return ""
+
+
+# -- asked without deciding, to explain what was not decided
+
+
+def wanted(observation: Observation, job: JobState) -> int:
+    """How many replicas a job shall have now."""
+    there = sum(
+        r.key == (job.tenant, job.spec.name) and r.status != "releasing"
+        for r in observation.fleet.replicas.values()
+    )
+    return _wanted(observation.fleet, job, there)
+
+
+def verdicts(observation: Observation, job: JobState, now: datetime) -> tuple[Candidate, ...]:
+    """What is said of each worker at work for one more replica of a job: a score, or why not."""
+    work = _Round(_rooms(observation.fleet), observation.fleet, now)
+    return _scored(work, _objections(work, job))
