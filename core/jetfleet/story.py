@@ -68,9 +68,21 @@ class Since:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """How a replica ended; ``handed_back``: what it ran is back in the queue at once."""
+
+    at: datetime
+    text: str
+    handed_back: bool
+
+
 @dataclass(slots=True, eq=False)
 class Story:
-    """See the module. ``job`` or ``worker``: whose events are kept as entries."""
+    """See the module. ``job`` or ``worker``: whose events are kept as entries.
+
+    Of a worker, also the decisions that it was a candidate of.
+    """
 
     job: JobKey | None = None
     worker: str | None = None
@@ -79,7 +91,7 @@ class Story:
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
     stages: dict[str, Since] = field(default_factory=dict)  # by replica that is being prepared
     failures: dict[tuple[JobKey, str], str] = field(default_factory=dict)  # last, by job and worker
-    gone: dict[str, Since] = field(default_factory=dict)  # by replica that is there no more
+    gone: dict[str, Gone] = field(default_factory=dict)  # by replica that is there no more
     workers: dict[str, Since] = field(default_factory=dict)  # what each said or was said of it last
     closed: dict[JobKey, Since] = field(default_factory=dict)  # disabled or deleted jobs
     scaled: dict[JobKey, Entry] = field(default_factory=dict)  # the last decision on the number
@@ -101,7 +113,7 @@ class Story:
             self.fleet = evolve_fleet(before, event, record.seq)
             for replica in before.replicas.keys() - self.fleet.replicas.keys():
                 self.stages.pop(replica, None)
-                self.gone[replica] = Since(record.time, _ending(event))
+                self.gone[replica] = _gone(record, event)
         self._note(record, event, key)
         if mine:
             self._keep(entry(record, event))
@@ -125,7 +137,8 @@ class Story:
     def _is_mine(self, event: AnyEvent, key: JobKey | None) -> bool:
         worker = getattr(event.data, "worker", None)
         if self.worker is not None:
-            return bool(worker == self.worker)
+            candidates = event.data.why.candidates if isinstance(event, ReplicaAssigned) else ()
+            return self.worker in (worker, *(candidate.worker for candidate in candidates))
         if self.job is None:
             return False
         if isinstance(event, WORKER_EVENTS):
@@ -237,11 +250,11 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1].strip() if text.strip() else text
 
 
-def _ending(event: AnyEvent) -> str:
+def _gone(record: Record, event: AnyEvent) -> Gone:
     """How a replica came to be gone with this event."""
-    if isinstance(event, WorkerJoined):
-        return f"{event.data.worker} began anew without it"
-    return words(event)
+    again = isinstance(event, WorkerJoined)
+    text = f"{event.data.worker} began anew" if again else words(event)
+    return Gone(record.time, text, isinstance(event, WorkerLeft | ReplicaStopped))
 
 
 def _because(reason: str) -> str:
