@@ -67,7 +67,7 @@ class Told:
         assert view is not None
         work = work_of(view, self.work)
         story = Story(job=(TENANT, self.job))
-        until = work.first_started_at or view.finished_at
+        until = work.began_at or view.finished_at
         waits = Waits(story, (TENANT, self.job), work.queued_at, until)
         for each in self.records:
             waits.fold(each)

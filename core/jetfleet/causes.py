@@ -70,6 +70,8 @@ CODES: Mapping[str, str] = {
     "lost": "it was lost",
 }
 
+PAST = frozenset({"job_deleted", "job_disabled", "admitted", "draining", "left", "lost"})
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -82,7 +84,10 @@ class Cause:
 
     def sentence(self, now: datetime) -> str:
         """With how long it has been so."""
-        return self.text if self.since is None else f"{self.text}, {for_s(now - self.since)}"
+        if self.since is None:
+            return self.text
+        length = duration(now - self.since)
+        return f"{self.text} ({length} ago)" if self.code in PAST else f"{self.text} (for {length})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +298,7 @@ def _no_worker(story: Story, seen: Seen) -> Cause:
         if worker.status != "joined"
     ]
     text = "no worker is at work" if gone else "no worker has joined"
-    return Cause("no_worker", f"{text}; `jetfleet agent` starts one", details=_some(gone))
+    return Cause("no_worker", f"{text}; `jetfleet agent` starts one", details=some(gone))
 
 
 def _backing_off(
@@ -314,10 +319,11 @@ def _no_room(spec: JobSpec, workers: int) -> str:
 
 
 def _one_by_one(verdicts: Iterable[Candidate]) -> tuple[str, ...]:
-    return _some([verdict_words(verdict) for verdict in verdicts])
+    return some([verdict_words(verdict) for verdict in verdicts])
 
 
-def _some(lines: Sequence[str]) -> tuple[str, ...]:
+def some(lines: Sequence[str]) -> tuple[str, ...]:
+    """The first of many lines, and how many there are more."""
     more = (f"and {len(lines) - LISTED} more",) if len(lines) > LISTED else ()
     return (*lines[:LISTED], *more)
 
@@ -337,12 +343,7 @@ def whereabouts(story: Story, now: datetime, worker: str) -> str:
     state, said = story.fleet.workers.get(worker), story.workers.get(worker)
     if state is None or said is None:
         return "never joined"
-    return f"{said.text.removeprefix(worker).strip()} {duration(now - said.at)} ago"
-
-
-def for_s(length: timedelta) -> str:
-    """``for 3.2 s``."""
-    return f"for {duration(length)}"
+    return f"{said.text.removeprefix(worker).strip()}, {duration(now - said.at)} ago"
 
 
 def duration(length: timedelta) -> str:

@@ -17,7 +17,7 @@ from jetfleet.explain_fleet import explain_job, explain_worker
 from jetfleet.fleet import JobKey
 from jetfleet.story import Story
 from jetfleet.streams import FLEET, REGISTRY
-from jetfleet.subjects import DEFAULT_CLASS, is_name
+from jetfleet.subjects import DEFAULT_CLASS
 from jetfleet.telemetry import Heard, last_heartbeat
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def explain(client: Client, name: str, *, worker: bool = False) -> Explana
         EventUnreadable: the invocation's event cannot be read.
         BrokerUnavailable: no answer in time.
     """
-    if not is_name(name) or _is_id(name):
+    if _is_id(name):
         return await _settled(lambda: _invocation(client, name))
     if not worker:
         key = (client.settings.tenant, name)
@@ -106,13 +106,13 @@ async def explain(client: Client, name: str, *, worker: bool = False) -> Explana
     if worker:
         raise WorkerNotFound(f"there is no worker {name!r}; `jetfleet worker list` shows all")
     raise JobNotFound(
-        f"there is no job or worker {name!r}; "
+        f"there is no invocation, job or worker {name!r}; "
         "`jetfleet job list` and `jetfleet worker list` show them"
     )
 
 
 def _is_id(name: str) -> bool:
-    """Whether it looks like an invocation's id (a UUID), which may also be a name."""
+    """Whether it looks like an invocation's id (a UUID)."""
     return [len(part) for part in name.split("-")] == [8, 4, 4, 4, 12]
 
 
@@ -131,8 +131,9 @@ async def _invocation(client: Client, invocation: str) -> Explanation:
     records = await client.lookup.records(view)
     work = work_of(view, records)
     key = (view.tenant, view.job)
-    watch = Watch(client, Story(job=key))
-    until = work.first_started_at or view.finished_at
+    ended = records[-1].time if view.ended and records else None
+    watch = Watch(client, Story(job=key, until=ended))
+    until = work.began_at or view.finished_at
     waits = Waits(watch.story, key, work.queued_at, until)
     watch.fold = waits.fold
     now = await watch.refresh()

@@ -83,6 +83,11 @@ class Work:
     expires_at: datetime | None = None
     cancel_at: datetime | None = None
 
+    @property
+    def began_at(self) -> datetime | None:
+        """When its first attempt began, as far as is known."""
+        return self.first_started_at or self.view.started_at
+
 
 def work_of(view: InvocationView, records: Iterable[Record]) -> Work:
     """From its own events, oldest first; what the log has no more, the view knows."""
@@ -149,7 +154,7 @@ def _ended(work: Work) -> Cause:
     if view.outcome is None:
         return Cause("unreadable", f"its outcome cannot be read: {view.unreadable}")
     text = invocation_words(view.outcome)
-    waited = (work.first_started_at or view.finished_at or work.queued_at) - work.queued_at
+    waited = (work.began_at or view.finished_at or work.queued_at) - work.queued_at
     if view.started_at is not None:
         text += f", after a wait of {duration(waited)}"
     if view.attempts > 1:
@@ -166,7 +171,7 @@ def _attempt(story: Story, work: Work, seen: Seen) -> Cause | str:
         if quiet is not None:
             return replace(quiet, text=f"{said}, as far as is known: {quiet.text}")
         return Cause("running", said, work.started_at)
-    lost = f"attempt {view.attempts} was lost: {gone.text} {duration(seen.now - gone.at)} ago"
+    lost = f"attempt {view.attempts} was lost: {gone.text}, {duration(seen.now - gone.at)} ago"
     job = story.registry.jobs.get((view.tenant, view.job))
     wait_s = job.spec.ack_wait_s if job is not None else 0.0
     if gone.handed_back or seen.now - gone.at > timedelta(seconds=wait_s):

@@ -81,11 +81,12 @@ class Gone:
 class Story:
     """See the module. ``job`` or ``worker``: whose events are kept as entries.
 
-    Of a worker, also the decisions that it was a candidate of.
+    Of a worker, also the decisions that it was a candidate of. ``until``: None: to the end.
     """
 
     job: JobKey | None = None
     worker: str | None = None
+    until: datetime | None = None
     registry: RegistryState = field(default_factory=RegistryState)
     fleet: FleetState = field(default_factory=FleetState)
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -115,7 +116,7 @@ class Story:
                 self.stages.pop(replica, None)
                 self.gone[replica] = _gone(record, event)
         self._note(record, event, key)
-        if mine:
+        if mine and (self.until is None or record.time <= self.until):
             self._keep(entry(record, event))
         return mine
 

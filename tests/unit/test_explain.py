@@ -63,7 +63,7 @@ def test_workers_that_went_are_named():
     assert found.cause.code == "no_worker"
     assert found.cause.text.startswith("no worker is at work")
     assert found.cause.details == (
-        "w1: left 8.0 s ago", "w2: was lost, silent for 9.0 s 8.0 s ago",
+        "w1: left, 8.0 s ago", "w2: was lost, silent for 9.0 s, 8.0 s ago",
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_the_workers_it_is_assigned_to_are_not_there():
     told = Told().then(0, created(spec), joined("w1"), joined("w7")).then(3, left("w7")).queued(4)
     cause = told.why_invocation(8).cause
     assert cause.code == "workers_away"
-    assert "w7 (left 5.0 s ago), w8 (never joined)" in cause.text
+    assert "w7 (left, 5.0 s ago), w8 (never joined)" in cause.text
 
 
 def test_a_replica_is_being_prepared_since_when_and_what_it_does():
@@ -107,7 +107,7 @@ def test_a_replica_is_being_prepared_since_when_and_what_it_does():
     found = told.why_invocation(12)
     assert found.cause.code == "preparing"
     assert found.cause.sentence(found.at) == (
-        "a replica is being prepared on w1 (pulling, 35%), for 10.0 s"
+        "a replica is being prepared on w1 (pulling, 35%) (for 10.0 s)"
     )
     assert [w.code for w in found.waits] == ["deciding", "assigned", "preparing"]
     (decision,) = (e for e in found.timeline if e.type.endswith("replica.assigned"))
@@ -145,10 +145,10 @@ def test_the_first_attempt_was_lost_with_its_worker():
     told.then(8, lost("w1"))
     cause = told.why_invocation(10, queue()).cause
     assert cause.code == "redelivery"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s 2.0 s ago")
+    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 2.0 s ago")
     cause = told.why_invocation(20, queue()).cause
     assert cause.code == "no_worker"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s 12.0 s ago")
+    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 12.0 s ago")
     assert "attempt 2 waits: no worker is at work" in cause.text
 
 
@@ -363,7 +363,7 @@ def test_an_explanation_is_a_document_and_lines():
     text = lines(found)
     assert text[:2] == [
         f"{ID}  queued",
-        "  w1 was chosen for a replica and has not begun, for 1.0 s",
+        "  w1 was chosen for a replica and has not begun (for 1.0 s)",
     ]
     assert any(
         line.endswith("the test says so  (test 1, saw REGISTRY 0, FLEET 0)") for line in text

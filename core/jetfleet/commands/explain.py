@@ -66,7 +66,7 @@ def _waited(explanation: Explanation) -> str:
 
 
 def _told(entry: Entry) -> list[str]:
-    from jetfleet.causes import verdict_words
+    from jetfleet.causes import some, verdict_words
 
     time = entry.at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     found = [f"  {time}  {entry.text}  ({entry.stream} {entry.seq})"]
@@ -75,5 +75,5 @@ def _told(entry: Entry) -> list[str]:
         seen = f"REGISTRY {why.observed_registry_seq}, FLEET {why.observed_fleet_seq}"
         found.append(f"{margin}{why.reason}  ({why.policy} {why.policy_version}, saw {seen})")
         if why.candidates:
-            found.append(margin + "; ".join(verdict_words(each) for each in why.candidates))
+            found.append(margin + "; ".join(some([verdict_words(c) for c in why.candidates])))
     return found
