@@ -6,7 +6,7 @@ decision was made, the placement policy itself is asked what it thinks of each w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -240,22 +240,21 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     observation = Observation(story.registry, story.fleet)
     if not placement.wanted(observation, job):
         return _none_wanted(story, job, seen, since)
-    verdicts = placement.verdicts(observation, job, seen.now)
-    if any(not verdict.rejected for verdict in verdicts):
+    against = placement.objections(observation, job, seen.now)
+    if not all(against.values()):
         return _undecided(story, job, seen)
     spec = job.spec
-    working = {verdict.worker for verdict in verdicts}
-    if spec.assignment == "manual" and not working.intersection(spec.workers):
+    if spec.assignment == "manual" and not against.keys() & set(spec.workers):
         away = [f"{name} ({whereabouts(story, seen.now, name)})" for name in spec.workers]
         text = f"the workers that it is assigned to are not at work: {listed(away)}"
         return Cause("workers_away", text)
-    if not verdicts:
+    if not against:
         return _no_worker(story, seen)
-    later = placement.verdicts(observation, job, seen.now + LATER)
-    pausing = [verdict.worker for verdict in later if not verdict.rejected]
+    later = placement.objections(observation, job, seen.now + LATER)
+    pausing = {name: against[name] for name, objection in later.items() if not objection}
     if pausing:
-        return _backing_off(story, job, pausing, verdicts)
-    return Cause("no_room", _no_room(spec, len(verdicts)), details=_one_by_one(verdicts))
+        return _backing_off(story, job, pausing, against)
+    return Cause("no_room", _no_room(spec, len(against)), details=_one_by_one(against))
 
 
 def _none_wanted(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:
@@ -282,10 +281,8 @@ def _undecided(story: Story, job: JobState, seen: Seen) -> Cause:
     changed = story.last_change((job.tenant, job.spec.name)) or job.created_at
     before = seen.now - CONDUCTOR_S
     observation = Observation(story.registry, story.fleet)
-    due = changed <= before and any(
-        not verdict.rejected for verdict in placement.verdicts(observation, job, before)
-    )
-    if due:
+    against = placement.objections(observation, job, before)
+    if changed <= before and not all(against.values()):
         text = "a worker has room and nobody decides: is a conductor running?"
         return Cause("no_conductor", text, changed)
     return Cause("deciding", "a worker has room; the conductor is about to choose one")
@@ -302,13 +299,13 @@ def _no_worker(story: Story, seen: Seen) -> Cause:
 
 
 def _backing_off(
-    story: Story, job: JobState, pausing: Sequence[str], verdicts: Sequence[Candidate]
+    story: Story, job: JobState, pausing: Mapping[str, str], against: Mapping[str, str]
 ) -> Cause:
     key = (job.tenant, job.spec.name)
     reasons = [story.failures[key, name] for name in pausing if (key, name) in story.failures]
     why = f"its model does not start: {reasons[-1]}" if reasons else "its model does not start"
-    paused = ", ".join(f"{v.worker}: {v.rejected}" for v in verdicts if v.worker in pausing)
-    return Cause("backing_off", f"{why} ({paused})", details=_one_by_one(verdicts))
+    paused = listed(_objection_lines(pausing))
+    return Cause("backing_off", f"{why} ({paused})", details=_one_by_one(against))
 
 
 def _no_room(spec: JobSpec, workers: int) -> str:
@@ -318,8 +315,12 @@ def _no_room(spec: JobSpec, workers: int) -> str:
     return f"{count} room for it" + (f"; its model needs {words}" if words else "")
 
 
-def _one_by_one(verdicts: Iterable[Candidate]) -> tuple[str, ...]:
-    return some([verdict_words(verdict) for verdict in verdicts])
+def _one_by_one(against: Mapping[str, str]) -> tuple[str, ...]:
+    return some(_objection_lines(against))
+
+
+def _objection_lines(against: Mapping[str, str]) -> list[str]:
+    return [f"{worker}: {objection or 'has room'}" for worker, objection in against.items()]
 
 
 def some(lines: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from jetfleet.causes import (
     ready_replicas,
     shortage,
     silence,
-    verdict_words,
     waits_for,
 )
 from jetfleet.explain import Explanation, shown
@@ -126,7 +125,7 @@ def _replica_words(story: Story, replica: ReplicaState, seen: Seen) -> str:
 
 def _passed_over(story: Story, worker: str, seen: Seen) -> tuple[str, ...]:
     """What placement thinks of it for each job that lacks replicas."""
-    seen_by_policy, found = _observation(story), []
+    seen_by_policy, found = _observation(story), list[str]()
     for key, job in story.registry.jobs.items():
         there = sum(
             r.key == key and r.status != "releasing" and at_work(story.fleet, r)
@@ -134,6 +133,6 @@ def _passed_over(story: Story, worker: str, seen: Seen) -> tuple[str, ...]:
         )
         if there >= placement.wanted(seen_by_policy, job):
             continue
-        verdicts = placement.verdicts(seen_by_policy, job, seen.now)
-        found += [f"{key[1]}, {verdict_words(v)}" for v in verdicts if v.worker == worker]
+        objection = placement.objections(seen_by_policy, job, seen.now).get(worker, "")
+        found.append(f"{key[1]}: {objection or 'there is room for it'}")
     return tuple(found)

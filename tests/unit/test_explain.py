@@ -318,7 +318,7 @@ def test_an_idle_worker_says_why_nothing_is_placed_on_it():
     huge = job("huge", memory_mib=99_000)
     cause = told.then(2, created(huge)).why_worker("w2", 3).cause
     assert cause.code == "idle"
-    assert cause.details == ("huge, w2: 3584 MiB free, 99000 needed",)
+    assert cause.details == ("huge: 3584 MiB free, 99000 needed",)
 
 
 def test_a_worker_sees_the_decisions_that_passed_it_over():

@@ -232,7 +232,12 @@ def _assign(work: _Round, job: JobState) -> bool:
         return (len(work.fleet.failures.get((key, name), ())), room.load, room.replicas, name)
 
     chosen = min(able, key=rank)
-    candidates = _scored(work, verdicts)
+    candidates = tuple(
+        Candidate(worker=name, rejected=objection)
+        if objection
+        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
+        for name, objection in verdicts.items()
+    )
     reason = f"least loaded of {len(able)} workers with room"
     room, need = work.rooms[chosen], job.spec.model.resources
     gpus = room.gpus_for(need) or ()
@@ -242,20 +247,10 @@ def _assign(work: _Round, job: JobState) -> bool:
 
 
 def _objections(work: _Round, job: JobState) -> dict[str, str]:
-    """Of every worker at work, why it cannot take a replica of the job now; empty when it can."""
     return {
         name: _unfit(job, room) or _back_off(work, job, name)
         for name, room in sorted(work.rooms.items())
     }
-
-
-def _scored(work: _Round, objections: Mapping[str, str]) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(worker=name, rejected=objection)
-        if objection
-        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
-        for name, objection in objections.items()
-    )
 
 
 def _unfit(job: JobState, room: _Room) -> str:
@@ -292,7 +287,6 @@ def wanted(observation: Observation, job: JobState) -> int:
     return _wanted(observation.fleet, job, there)
 
 
-def verdicts(observation: Observation, job: JobState, now: datetime) -> tuple[Candidate, ...]:
-    """What is said of each worker at work for one more replica of a job: a score, or why not."""
-    work = _Round(_rooms(observation.fleet), observation.fleet, now)
-    return _scored(work, _objections(work, job))
+def objections(observation: Observation, job: JobState, now: datetime) -> Mapping[str, str]:
+    """What stands against one more replica of a job on each worker at work; empty: nothing."""
+    return _objections(_Round(_rooms(observation.fleet), observation.fleet, now), job)
