@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
-from jetfleet.policies import placement
+from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.specs import JobSpec
@@ -238,9 +238,9 @@ def ready_replicas(story: Story, key: JobKey) -> list[ReplicaState]:
 def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:
     """Why a job has no further replica, none being on its way."""
     observation = Observation(story.registry, story.fleet)
-    if not placement.wanted(observation, job):
+    if not placement_asked.wanted(observation, job):
         return _none_wanted(story, job, seen, since)
-    against = placement.objections(observation, job, seen.now)
+    against = placement_asked.objections(observation, job, seen.now)
     if not all(against.values()):
         return _undecided(story, job, seen)
     spec = job.spec
@@ -250,7 +250,7 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
         return Cause("workers_away", text)
     if not against:
         return _no_worker(story, seen)
-    later = placement.objections(observation, job, seen.now + LATER)
+    later = placement_asked.objections(observation, job, seen.now + LATER)
     pausing = {name: against[name] for name, objection in later.items() if not objection}
     if pausing:
         return _backing_off(story, job, pausing, against)
@@ -281,7 +281,7 @@ def _undecided(story: Story, job: JobState, seen: Seen) -> Cause:
     changed = story.last_change((job.tenant, job.spec.name)) or job.created_at
     before = seen.now - CONDUCTOR_S
     observation = Observation(story.registry, story.fleet)
-    against = placement.objections(observation, job, before)
+    against = placement_asked.objections(observation, job, before)
     if changed <= before and not all(against.values()):
         text = "a worker has room and nobody decides: is a conductor running?"
         return Cause("no_conductor", text, changed)

@@ -28,6 +28,7 @@ from jetfleet.events import (
     InvocationFailed,
     InvocationQueued,
     InvocationStarted,
+    OutcomeEvent,
 )
 from jetfleet.fleet import JobKey
 from jetfleet.story import Entry, Story, entry, last_line, words
@@ -102,7 +103,7 @@ def work_of(view: InvocationView, records: Iterable[Record]) -> Work:
             work = replace(work, queued_at=record.time, expires_at=event.data.expires_at)
         elif isinstance(event, InvocationCancelRequested):
             work = replace(work, cancel_at=record.time)
-        elif isinstance(event, (InvocationStarted, *OUTCOMES)) and event.data.run_s is not None:
+        elif isinstance(event, InvocationStarted | OutcomeEvent) and event.data.run_s is not None:
             began = record.time - timedelta(seconds=event.data.run_s)
             work = replace(
                 work, started_at=began, first_started_at=work.first_started_at or began,
@@ -225,7 +226,7 @@ def _context(story: Story, work: Work) -> list[Entry]:
 
 def invocation_words(event: AnyEvent) -> str:
     """What happened to an invocation, in a few words."""
-    data = event.data
+    data: Any = event.data
     if isinstance(event, InvocationStarted):
         return f"attempt {data.attempt} runs on {data.worker}"
     if isinstance(event, InvocationCancelRequested):

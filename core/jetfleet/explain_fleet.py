@@ -9,7 +9,6 @@ from jetfleet.causes import (
     Cause,
     Queue,
     Seen,
-    at_work,
     busy_slots,
     duration,
     ready_replicas,
@@ -19,7 +18,7 @@ from jetfleet.causes import (
 )
 from jetfleet.explain import Explanation, shown
 from jetfleet.fleet import JobKey, JobState, ReplicaState
-from jetfleet.policies import placement
+from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.story import Story
@@ -61,14 +60,13 @@ def job_cause(story: Story, key: JobKey, seen: Seen) -> Cause:
 
 def _serving(story: Story, job: JobState, seen: Seen, waiting: int) -> Cause:
     key = (job.tenant, job.spec.name)
-    ready, wanted = ready_replicas(story, key), placement.wanted(_observation(story), job)
+    ready, wanted = ready_replicas(story, key), placement_asked.wanted(_observation(story), job)
     busy, slots, names = busy_slots(story, key, seen)
     text = (
         f"{len(ready)} of {wanted} replicas are ready; {busy} of {slots} slots are busy on {names}"
     )
-    coming = sum(r.status != "releasing" for r in story.fleet.replicas.values() if r.key == key)
     details: tuple[str, ...] = ()
-    if coming < wanted:
+    if len(placement_asked.staying(story.fleet, job)) < wanted:
         short = shortage(story, job, seen, None)
         details = (f"no further replica: {short.text}", *short.details)
     code = "serving" if waiting or busy else "idle"
@@ -125,14 +123,10 @@ def _replica_words(story: Story, replica: ReplicaState, seen: Seen) -> str:
 
 def _passed_over(story: Story, worker: str, seen: Seen) -> tuple[str, ...]:
     """What placement thinks of it for each job that lacks replicas."""
-    seen_by_policy, found = _observation(story), list[str]()
+    seen_by, found = _observation(story), list[str]()
     for key, job in story.registry.jobs.items():
-        there = sum(
-            r.key == key and r.status != "releasing" and at_work(story.fleet, r)
-            for r in story.fleet.replicas.values()
-        )
-        if there >= placement.wanted(seen_by_policy, job):
+        if len(placement_asked.staying(story.fleet, job)) >= placement_asked.wanted(seen_by, job):
             continue
-        objection = placement.objections(seen_by_policy, job, seen.now).get(worker, "")
+        objection = placement_asked.objections(seen_by, job, seen.now).get(worker, "")
         found.append(f"{key[1]}: {objection or 'there is room for it'}")
     return tuple(found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jetfleet import subjects
 from jetfleet.events import (
@@ -195,7 +195,7 @@ def vouched(record: Record, event: AnyEvent) -> bool:
 
 def entry(record: Record, event: AnyEvent) -> Entry:
     """A record in words."""
-    data = event.data
+    data: Any = event.data
     about = next(
         (str(getattr(data, n)) for n in ("invocation", "replica", "worker") if hasattr(data, n)), ""
     )
@@ -205,7 +205,7 @@ def entry(record: Record, event: AnyEvent) -> Entry:
 
 def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each type of event
     """What happened, in a few words."""
-    data = event.data
+    data: Any = event.data
     match event:
         case JobScaled():
             before = "" if data.before is None else f"from {data.before} "
@@ -253,8 +253,9 @@ def last_line(text: str) -> str:
 
 def _gone(record: Record, event: AnyEvent) -> Gone:
     """How a replica came to be gone with this event."""
-    again = isinstance(event, WorkerJoined)
-    text = f"{event.data.worker} began anew" if again else words(event)
+    text = words(event)
+    if isinstance(event, WorkerJoined):
+        text = f"{event.data.worker} began anew"
     return Gone(record.time, text, isinstance(event, WorkerLeft | ReplicaStopped))
 
 

@@ -222,7 +222,10 @@ def _least_useful(
 def _assign(work: _Round, job: JobState) -> bool:
     """Place one replica if a worker can take it now; False when none has room for it."""
     key = (job.tenant, job.spec.name)
-    verdicts = _objections(work, job)
+    verdicts = {
+        name: _unfit(job, room) or _back_off(work, job, name)
+        for name, room in sorted(work.rooms.items())
+    }
     able = [name for name, objection in verdicts.items() if not objection]
     if not able:  # one that has room and only waits after a failure is worth waiting for
         return any(not _unfit(job, room) for room in work.rooms.values())
@@ -246,13 +249,6 @@ def _assign(work: _Round, job: JobState) -> bool:
     return True
 
 
-def _objections(work: _Round, job: JobState) -> dict[str, str]:
-    return {
-        name: _unfit(job, room) or _back_off(work, job, name)
-        for name, room in sorted(work.rooms.items())
-    }
-
-
 def _unfit(job: JobState, room: _Room) -> str:
     """Why a worker has no place for a replica of this job; empty when it has."""
     need, name = job.spec.model.resources, room.worker.name
@@ -273,20 +269,3 @@ def _back_off(work: _Round, job: JobState, worker: str) -> str:
         if work.now < failures[-1] + timedelta(seconds=wait):
             return f"{len(failures)} failures there, waiting {wait:g} s after the last"
     return ""
-
-
-# -- asked without deciding, to explain what was not decided
-
-
-def wanted(observation: Observation, job: JobState) -> int:
-    """How many replicas a job shall have now."""
-    there = sum(
-        r.key == (job.tenant, job.spec.name) and r.status != "releasing"
-        for r in observation.fleet.replicas.values()
-    )
-    return _wanted(observation.fleet, job, there)
-
-
-def objections(observation: Observation, job: JobState, now: datetime) -> Mapping[str, str]:
-    """What stands against one more replica of a job on each worker at work; empty: nothing."""
-    return _objections(_Round(_rooms(observation.fleet), observation.fleet, now), job)
