@@ -233,7 +233,7 @@ def invocation_words(event: AnyEvent) -> str:
         return "a cancellation was asked for" + (f": {data.reason}" if data.reason else "")
     if not isinstance(event, OUTCOMES):
         return words(event).removeprefix("invocation ")
-    text = event.type.rpartition(".")[2]
+    text: str = event.type.rpartition(".")[2]
     if data.worker:
         text += f" on {data.worker}"
     if data.run_s is not None:
