@@ -110,6 +110,7 @@ def _people_and_services(private: str, tenant: str) -> dict[str, Permissions]:
                 subjects.ask_query(),
                 subjects.command(ANY),
                 subjects.revoked(ANY),
+                "$JS.API.CONSUMER.INFO.*.*",  # how far the workers of a job are with its queue
             ),
             (private, subjects.EVERYTHING),
         ),

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from jetfleet.commands import apply, events, inventory, logs, up, work, workers
+from jetfleet.commands import apply, events, explain, inventory, logs, up, work, workers
 from jetfleet.commands.common import (
     AsJson,
     DataDir,
@@ -136,7 +136,7 @@ def options(
         export(state)
 
 
-for family in (up, apply, work, events, inventory, workers, logs):
+for family in (up, apply, work, explain, events, inventory, workers, logs):
     family.register(app)
 CORE = frozenset(
     {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}

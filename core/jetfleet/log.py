@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -101,7 +101,7 @@ class LogReader:
     _broken: bool = True
     _heard: float = 0.0
 
-    async def batches(self) -> AsyncIterator[list[Message]]:
+    async def batches(self) -> AsyncGenerator[list[Message], None]:
         """Messages in order, as many at a time as have arrived (at most ``MAX_YIELD``)."""
         self.connection.on_reconnect.append(self._on_reconnect)
         try:

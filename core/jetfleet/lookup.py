@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -18,8 +19,8 @@ from jetfleet.errors import (
     OutcomePending,
     QueryUnavailable,
 )
-from jetfleet.events import InvocationCancelRequested, OutcomeEvent, encode
-from jetfleet.log import LogReader, Message, Start, record
+from jetfleet.events import OUTCOMES, InvocationCancelRequested, OutcomeEvent, encode
+from jetfleet.log import LogReader, Message, Record, Start, record
 from jetfleet.outcomes import Waiter, watch
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -84,6 +85,25 @@ class Lookup:
         if view is not None and not view.ended:
             view = replace(view, unreadable=unreadable.get((view.tenant, view.job, "done")))
         return view
+
+    async def records(self, view: InvocationView) -> list[Record]:
+        """Its events, oldest first, to its outcome; those that the log has still."""
+        subject = subjects.invocations_of(view.tenant, view.job)
+        reader = LogReader(self.connection, INVOCATIONS, (subject,), start=view.queued_seq)
+        needle, found = view.invocation.encode(), list[Record]()
+        async with aclosing(reader.batches()) as batches:
+            async for batch in batches:
+                for message in batch:
+                    if needle not in message.body:
+                        continue
+                    read = record(INVOCATIONS, message)
+                    event = read.event
+                    if event is None or not _is_about(event, view.invocation, read.subject, view):
+                        continue
+                    found.append(read)
+                    if isinstance(event, OUTCOMES):
+                        return found
+        return found
 
     async def outcome(self, invocation: str, wait_s: float | None) -> OutcomeEvent:
         """Raises InvocationNotFound, OutcomePending, EventUnreadable."""

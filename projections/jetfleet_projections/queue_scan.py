@@ -7,25 +7,17 @@ an older one still waits is not noticed by that: ask ``still_holds`` before acti
 
 from __future__ import annotations
 
-import asyncio
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from nats.aio.msg import Msg
 
-from jetfleet import access, subjects
+from jetfleet import subjects
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
-from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import InvalidEvent, InvocationQueued, decode
-
-BATCH = 500
-BATCH_BYTES = 8 * 1024**2
-ANSWER_S = 5.0
+from jetfleet.queues import read_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,10 @@ class QueueScan:
         self._forget_below(state["first_seq"] if state["messages"] else state["last_seq"] + 1)
         while self.next_seq <= state["last_seq"]:
             found = 0
-            async for message in self._batch():
+            everything = subjects.queue(self.shard, *[subjects.ANY] * 3)
+            async for message in read_batch(
+                self.connection, self.stream, everything, self.next_seq
+            ):
                 found += 1
                 self.next_seq = int((message.headers or {})["Nats-Sequence"]) + 1
                 item = _read(self.shard, message)
@@ -109,33 +104,6 @@ class QueueScan:
             if seq >= first:
                 break
             self.forget(item)
-
-    async def _batch(self) -> AsyncIterator[Msg]:
-        """One batched direct get; ends with the broker's end-of-batch mark."""
-        arrived: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = f"{access.inbox(self.connection.user)}.s{secrets.token_hex(8)}"
-        subscription = await self.connection.subscribe(inbox, arrived.put_nowait)
-        request = {
-            "seq": self.next_seq,
-            "next_by_subj": subjects.queue(self.shard, *[subjects.ANY] * 3),
-            "batch": BATCH,
-            "max_bytes": BATCH_BYTES,
-        }
-        try:
-            await self.connection.publish(
-                f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(request).encode(), reply=inbox
-            )
-            while True:
-                try:
-                    async with asyncio.timeout(ANSWER_S):
-                        message = await arrived.get()
-                except TimeoutError:
-                    raise BrokerUnavailable(f"no answer about {self.stream}") from None
-                if "Nats-Sequence" not in (message.headers or {}):
-                    return  # 204 end of batch, 404 nothing there
-                yield message
-        finally:
-            await subscription.stop()
 
 
 def _read(shard: int, message: Msg) -> Queued | None:

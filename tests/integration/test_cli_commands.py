@@ -144,6 +144,25 @@ async def test_an_invocation_can_be_submitted_looked_up_cancelled_and_read_in_th
     assert "a test" in only.out
 
 
+async def test_what_waits_is_explained_from_the_log_alone(cli: Cli) -> None:
+    await cli("apply", cli.write())
+    invocation = (await cli("run", "echo", "--no-wait")).out.strip()
+    found = (await cli("explain", invocation, "--json")).json
+    assert (found["invocation"], found["state"]) == (invocation, "queued")
+    assert found["code"] == "no_worker"
+    assert [event["text"] for event in found["timeline"]] == ["the job was created", "queued"]
+    said = await cli("explain", "echo")
+    assert said.out.splitlines()[:3] == [
+        "echo  enabled",
+        "  no worker has joined; `jetfleet agent` starts one",
+        "    1 waiting, 0 running",
+    ]
+    for nobody in (("nobody",), ("echo", "--worker"), ("0192f0c1-2345-7abc-8def-0123456789ab",)):
+        refused = await cli("explain", *nobody)
+        assert (refused.status, refused.out) == (1, "")
+        assert refused.err.startswith("error: there is no ")
+
+
 async def test_the_same_idempotency_key_gives_the_same_invocation(cli: Cli) -> None:
     await cli("apply", cli.write())
     submit = ("run", "echo", "--no-wait", "--json", "--idempotency-key", "k")

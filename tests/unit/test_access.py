@@ -34,7 +34,7 @@ ADMIN = [f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "DEL
 
 MAY = {
     "operator": [*READ_LOG, QUEUED, CANCEL, INPUT, REGISTERED, subjects.ask_query(),
-                 subjects.command("w1")],
+                 subjects.command("w1"), "$JS.API.CONSUMER.INFO.Q0.default__echo__normal"],
     "gateway": [*READ_LOG, QUEUED, CANCEL, INPUT, REGISTERED, subjects.ask_query()],
     "publisher": [*READ_LOG, QUEUED, CANCEL, INPUT, subjects.ask_query()],
     "projector": READ_LOG,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import given
 from jetfleet.commands import events, up, work
 from jetfleet.commands.output import Output, cell, note
 from jetfleet.errors import InvalidRequest
-from jetfleet.events import InvocationCompleted, InvocationStarted, encode
+from jetfleet.events import Event, InvocationCompleted, InvocationStarted, encode
 from jetfleet.log import Record
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -103,7 +104,7 @@ def test_an_event_type_may_be_given_by_its_last_parts() -> None:
     }
 
 
-def record_of(event: InvocationStarted | InvocationCompleted) -> Record:
+def record_of(event: Event) -> Record:
     return Record("INVOCATIONS", 7, "jf.inv.x", NOW, encode(event), event)
 
 
@@ -116,6 +117,14 @@ def test_a_log_line_shows_the_mark_the_job_the_invocation_and_the_details() -> N
 def test_a_second_attempt_is_marked_as_a_retry() -> None:
     data = InvocationStarted.Data(invocation="i", job="j", worker="w1", replica="r", attempt=2)
     assert " ↻ " in events.line(record_of(InvocationStarted(**STAMP("default"), data=data)))
+
+
+def test_a_decision_shows_its_reason_and_a_scaling_what_it_changes() -> None:
+    event = given.scaled("echo", 0)
+    event = event.model_copy(update={"data": event.data.model_copy(update={"before": 2})})
+    assert events.line(record_of(event)).endswith("before=2 desired=0 reason=the test says so")
+    assigned = given.assigned("r1", "w1", given.job("echo"))
+    assert events.line(record_of(assigned)).endswith("worker=w1 replica=r1 reason=the test says so")
 
 
 def test_what_is_no_event_is_shown_with_the_reason() -> None:

@@ -25,7 +25,8 @@ MARKS = {
     "jetfleet.worker.lost": "!",
     "jetfleet.replica.failed": "!",
 }
-DETAILS = ("worker", "replica", "attempt", "run_s", "reason", "stage", "prepare_s", "changed")
+DETAILS = ("worker", "replica", "attempt", "run_s", "before", "desired", "reason", "stage",
+           "prepare_s", "changed")  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -141,6 +142,8 @@ def _job(data: dict[str, Any]) -> str:
 
 def _details(data: dict[str, Any]) -> str:
     shown = {key: data[key] for key in DETAILS if data.get(key) not in (None, "", [])}
+    if isinstance(data.get("why"), dict):
+        shown["reason"] = data["why"]["reason"]
     if isinstance(data.get("error"), dict):
         shown["error"] = f"{data['error']['code']}: {data['error']['message']}"
     return " ".join(

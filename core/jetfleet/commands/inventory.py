@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from jetfleet.commands.output import note
 from jetfleet.errors import JobNotFound, ModelNotFound
 
 if TYPE_CHECKING:
+    from jetfleet.client import Client
     from jetfleet.registry import Change
 
 Job = Annotated[str, typer.Argument(help="Name of the job.")]
@@ -40,10 +42,35 @@ def register(app: typer.Typer) -> None:
 
 
 async def ps(state: State) -> None:
-    """Jobs: replicas ready of those wanted, queue, oldest wait, why the last replica failed."""
+    """Jobs: replicas ready and wanted, queue, oldest wait, last failure, what is waited for."""
     async with connected(state) as client:
         rows = await client.query("ps", tenant=client.settings.tenant)
-        state.output.table(rows.columns, rows.rows, empty="no jobs yet; `jetfleet apply FILE.yaml`")
+        waits = await _waits(client, rows.dicts())
+        state.output.table(
+            [*rows.columns, "waits_for"],
+            [[*row, each] for row, each in zip(rows.rows, waits, strict=True)],
+            empty="no jobs yet; `jetfleet apply FILE.yaml`",
+        )
+
+
+async def _waits(client: Client, rows: list[dict[str, Any]]) -> list[str | None]:
+    """Of each job with something queued and no replica ready, what that waits for."""
+    if not any(row["queued"] and not row["ready"] for row in rows):
+        return [None] * len(rows)
+    from jetfleet.causes import READY
+    from jetfleet.clock import utc_now
+    from jetfleet.evidence import Watch
+
+    watch, now, found = Watch(client), utc_now(), list[str | None]()
+    for row in rows:
+        if not row["queued"] or row["ready"]:
+            found.append(None)
+            continue
+        cause = await watch.waits_for(
+            row["job"], now - timedelta(seconds=row["oldest_wait_s"] or 0)
+        )
+        found.append(None if cause is READY else cause.text)
+    return found
 
 
 async def query(

@@ -1,0 +1,40 @@
+"""What placement thinks without deciding: asked to explain what was not decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from jetfleet.fleet import FleetState, JobState, ReplicaState
+from jetfleet.policies.placement import (
+    Observation,
+    _back_off,
+    _rooms,
+    _Round,
+    _unfit,
+    _wanted,
+)
+
+
+def wanted(observation: Observation, job: JobState) -> int:
+    """How many replicas a job shall have now."""
+    return _wanted(observation.fleet, job, len(staying(observation.fleet, job)))
+
+
+def staying(fleet: FleetState, job: JobState) -> list[ReplicaState]:
+    """A job's replicas on workers at work, without those that are let go."""
+    key = (job.tenant, job.spec.name)
+    joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
+    return [
+        r for r in fleet.replicas.values()
+        if r.key == key and r.status != "releasing" and r.worker in joined
+    ]  # fmt: skip
+
+
+def objections(observation: Observation, job: JobState, now: datetime) -> Mapping[str, str]:
+    """What stands against one more replica of a job on each worker at work; empty: nothing."""
+    work = _Round(_rooms(observation.fleet), observation.fleet, now)
+    return {
+        name: _unfit(job, room) or _back_off(work, job, name)
+        for name, room in sorted(work.rooms.items())
+    }

@@ -1,0 +1,384 @@
+"""Explanations: given what the log, the queue and heartbeats tell, then this is the cause."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import given
+from given import (
+    assigned,
+    created,
+    deleted,
+    disabled,
+    failed,
+    gpu,
+    job,
+    joined,
+    left,
+    lost,
+    model,
+    ready,
+    scaled,
+    serving,
+    started,
+    stopped,
+)  # fmt: skip
+from jetfleet.causes import CODES
+from jetfleet.commands.explain import lines
+from jetfleet.events import Candidate, ReplicaFailed, ReplicaPreparing
+from jetfleet.explain import SHOWN, document
+from jetfleet.scaling_specs import LagScaling
+from told import ID, Told, beats, queue
+
+ECHO = job("echo")
+ZERO = job("echo", replicas=0).model_copy(update={"max_replicas": 2, "scaling": LagScaling()})
+
+
+def preparing(replica: str, worker: str, stage: str) -> ReplicaPreparing:
+    event = given.preparing(replica, worker)
+    return event.model_copy(update={"data": event.data.model_copy(update={"stage": stage})})
+
+
+def failing(replica: str, worker: str, reason: str, seconds: float) -> ReplicaFailed:
+    event = failed(replica, worker, seconds=seconds)
+    return event.model_copy(update={"data": event.data.model_copy(update={"reason": reason})})
+
+
+# -- the ten situations: what a queued invocation waits for
+
+
+def test_no_worker_has_joined():
+    found = Told().then(0, created(ECHO)).queued(1).why_invocation(4)
+    assert found.cause.code == "no_worker"
+    assert found.cause.text == "no worker has joined; `jetfleet agent` starts one"
+    assert [(w.code, w.length.total_seconds()) for w in found.waits] == [("no_worker", 3)]
+
+
+def test_workers_that_went_are_named():
+    told = Told().then(0, created(ECHO), joined("w1"), joined("w2")).queued(1)
+    found = told.then(2, left("w1"), lost("w2")).why_invocation(10)
+    assert found.cause.code == "no_worker"
+    assert found.cause.text.startswith("no worker is at work")
+    assert found.cause.details == (
+        "w1: left, 8.0 s ago", "w2: was lost, silent for 9.0 s, 8.0 s ago",
+    )  # fmt: skip
+
+
+def test_no_worker_fits_and_each_says_why():
+    big = job("echo", of=model(memory_mib=9000, gpu_memory_mib=40_000))
+    told = Told().then(
+        0, created(big), joined("w1"), joined("w2", memory_mib=64_000),
+        joined("w3", memory_mib=64_000, gpus=(gpu(24_000),)),
+    ).queued(1)  # fmt: skip
+    cause = told.why_invocation(4).cause
+    assert cause.code == "no_room"
+    assert cause.text == (
+        "none of 3 workers has room for it; its model needs memory_mib 9000, gpu_memory_mib 40000"
+    )
+    assert cause.details[0] == "w1: 3584 MiB free, 9000 needed"
+    assert all("no GPU with 40000 MiB free" in line for line in cause.details[1:])
+
+
+def test_a_worker_is_full_with_what_it_runs():
+    other = job("other", memory_mib=3000)
+    told = Told().then(0, created(other), created(job("echo", memory_mib=1000)), joined("w1"))
+    told.then(0, serving("r1", "w1", other)).queued(1)
+    cause = told.why_invocation(4).cause
+    assert cause.code == "no_room"
+    assert cause.details == ("w1: 584 MiB free, 1000 needed",)
+
+
+def test_the_workers_it_is_assigned_to_are_not_there():
+    spec = job("echo", assignment="manual", workers=("w7", "w8"))
+    told = Told().then(0, created(spec), joined("w1"), joined("w7")).then(3, left("w7")).queued(4)
+    cause = told.why_invocation(8).cause
+    assert cause.code == "workers_away"
+    assert "w7 (left, 5.0 s ago), w8 (never joined)" in cause.text
+
+
+def test_a_replica_is_being_prepared_since_when_and_what_it_does():
+    told = Told().then(0, created(ECHO), joined("w1")).queued(1)
+    told.then(2, assigned("r1", "w1", ECHO, 2))
+    assert told.why_invocation(3).cause.code == "assigned"
+    told.then(4, preparing("r1", "w1", "starting")).then(6, preparing("r1", "w1", "pulling, 35%"))
+    found = told.why_invocation(12)
+    assert found.cause.code == "preparing"
+    assert found.cause.sentence(found.at) == (
+        "a replica is being prepared on w1 (pulling, 35%) (for 10.0 s)"
+    )
+    assert [w.code for w in found.waits] == ["deciding", "assigned", "preparing"]
+    (decision,) = (e for e in found.timeline if e.type.endswith("replica.assigned"))
+    assert decision.why is not None and decision.why.reason == "the test says so"
+
+
+def test_after_failures_it_pauses_and_the_failure_is_named():
+    told = Told().then(0, created(ECHO), joined("w1")).queued(0)
+    for n in (1, 2, 3):
+        told.then(n, assigned(f"r{n}", "w1", ECHO, n))
+        told.then(n, failing(f"r{n}", "w1", "Traceback\nImportError: no module torch\n", n))
+    cause = told.why_invocation(4).cause
+    assert cause.code == "backing_off"
+    assert cause.text.startswith("its model does not start: ImportError: no module torch")
+    assert "w1: 3 failures there, waiting 4 s after the last" in cause.text
+    again = told.then(8, assigned("r9", "w1", ECHO, 8), preparing("r9", "w1", "starting"))
+    assert "the last one there failed: ImportError" in again.why_invocation(9).cause.text
+
+
+def test_its_place_in_the_queue_and_the_slots_that_are_busy():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    cause = told.why_invocation(4, queue(12, before=3, running=1), beats("w1", 3, echo=1)).cause
+    assert cause.code == "in_queue"
+    assert cause.text == "it is 3 of 11 in the queue of echo; 1 of 1 slots are busy on w1"
+    long = queue(90_000, before=40_000, counted=False, holds=None, running=1)
+    assert "over 39999 are before it" in told.why_invocation(4, long).cause.text
+    assert told.why_invocation(4, queue()).cause.code == "next"
+
+
+def test_the_first_attempt_was_lost_with_its_worker():
+    spec = job("echo", ack_wait_s=10)
+    told = Told().then(0, created(spec), joined("w1"), serving("r1", "w1", spec)).queued(1)
+    told.invocation(2, started(ID, "w1"))
+    assert told.why_invocation(3, queue(), beats("w1", 3, echo=1)).cause.code == "running"
+    told.then(8, lost("w1"))
+    cause = told.why_invocation(10, queue()).cause
+    assert cause.code == "redelivery"
+    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 2.0 s ago")
+    cause = told.why_invocation(20, queue()).cause
+    assert cause.code == "no_worker"
+    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 12.0 s ago")
+    assert "attempt 2 waits: no worker is at work" in cause.text
+
+
+def test_what_a_worker_handed_back_waits_at_once_like_any_other():
+    told = Told().then(0, created(ECHO), joined("w1"), joined("w2"))
+    told.then(0, serving("r1", "w1", ECHO)).queued(1).invocation(2, started(ID, "w1"))
+    told.then(3, stopped("r1", "w1"), left("w1"), serving("r2", "w2", ECHO))
+    cause = told.why_invocation(3.5, queue(5, before=2, running=1)).cause
+    assert cause.code == "in_queue"
+    assert cause.text.startswith("attempt 1 was lost: the replica of echo on w1 has stopped")
+    assert "attempt 2 waits: it is 2 of 4" in cause.text
+
+
+def test_a_job_at_zero_is_woken_by_its_first_invocation():
+    told = Told().then(0, created(ZERO), joined("w1"), scaled("echo", 0)).queued(10)
+    assert told.why_invocation(11, queue()).cause.code == "waking"
+    asleep = told.why_invocation(20, queue()).cause
+    assert asleep.code == "no_conductor"
+    assert "nobody scales it up" in asleep.text
+    told.then(12, scaled("echo", 1), assigned("r1", "w1", ZERO, 12))
+    found = told.why_invocation(13, queue())
+    assert found.cause.code == "assigned"
+    assert "the job scales to 1 replica" in [e.text for e in found.timeline]
+
+
+def test_a_job_that_wants_no_replicas_says_so():
+    told = Told().then(0, created(job("echo", replicas=0)), joined("w1")).queued(1)
+    cause = told.why_invocation(4, queue()).cause
+    assert cause.code == "no_replicas_wanted"
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(3, "deciding"), (9, "no_conductor")])
+def test_a_worker_with_room_and_nobody_who_decides(seconds, code):
+    told = Told().then(0, created(ECHO), joined("w1")).queued(1)
+    assert told.why_invocation(seconds).cause.code == code
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(12, "worker_silent"), (60, "no_conductor")])
+def test_nothing_is_heard_from_the_only_worker(seconds, code):
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    cause = told.why_invocation(seconds, queue(), beats("w1", 5)).cause
+    assert cause.code == code
+    assert "nothing is heard from w1" in cause.text
+    started_too = told.invocation(3, started(ID, "w1")).why_invocation(12, None, beats("w1", 5))
+    assert started_too.cause.text.startswith("attempt 1 runs on w1, as far as is known")
+
+
+def test_a_model_that_ended_is_being_started_again():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    cause = told.why_invocation(4, queue(), beats("w1", 3, echo=-1)).cause
+    assert cause.code == "restarting"
+
+
+def test_the_queue_does_not_have_it():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    behind = told.why_invocation(4, queue(holds=False, position=0)).cause
+    assert (behind.code, "up to 0, and this is at 1" in behind.text) == ("not_in_queue", True)
+    assert "a crash" in told.why_invocation(4, queue(holds=False)).cause.text
+    assert told.why_invocation(4, queue(consumer=False)).cause.code == "no_conductor"
+    pulled = queue(handed_out=True, running=1)
+    assert told.why_invocation(4, pulled).cause.code == "taken"
+    assert told.why_invocation(4).cause.code == "in_queue"
+
+
+def test_its_job_was_deleted():
+    told = Told().then(0, created(ECHO)).queued(1).then(2, deleted("echo"))
+    assert told.why_invocation(3).cause.code == "job_deleted"
+
+
+def test_a_cancellation_and_an_expiry_are_on_their_way():
+    told = Told().then(0, created(ECHO)).queued(1, expires_at=given.at(10))
+    assert told.why_invocation(11).cause.code == "expiring"
+    told.invocation(2, given.cancel_requested(ID, reason="enough"))
+    found = told.why_invocation(3)
+    assert found.cause.code == "cancelling"
+    assert found.timeline[-1].text == "a cancellation was asked for: enough"
+
+
+# -- afterwards
+
+
+def test_what_was_waited_for_is_told_when_it_is_over():
+    told = Told().then(0, created(ECHO)).queued(1)
+    told.then(5, joined("w1")).then(6, assigned("r1", "w1", ECHO, 6))
+    told.then(6.5, preparing("r1", "w1", "starting")).then(9, ready("r1", "w1", seconds=9))
+    told.invocation(12, started(ID, "w1", run_s=1.0))
+    told.invocation(15, given.completed(ID, "hello", run_s=4.0, attempt=1, replica="r1"))
+    found = told.why_invocation(100)
+    assert (found.cause.code, found.state) == ("completed", "completed")
+    assert found.cause.text == "completed on w1 in 4.0 s, after a wait of 10.0 s"
+    assert [(w.code, w.length.total_seconds()) for w in found.waits] == [
+        ("no_worker", 4), ("deciding", 1), ("assigned", 0.5), ("preparing", 2.5), ("in_queue", 2),
+    ]  # fmt: skip
+    assert (
+        "waited 10.0 s: no worker was at work 4.0 s; a worker was to be chosen 1.0 s"
+        in "\n".join(lines(found))
+    )
+    assert [e.text for e in found.timeline][-2:] == [
+        "attempt 1 runs on w1", "completed on w1 in 4.0 s",
+    ]  # fmt: skip
+
+
+def test_an_outcome_says_why():
+    told = Told().then(0, created(ECHO)).queued(1)
+    error = {"code": "model_error", "message": "Traceback\nValueError: no"}
+    told.invocation(2, given.failed_with(ID, error, worker="w1", run_s=0.5, attempt=3))
+    cause = told.why_invocation(4).cause
+    assert cause.text == (
+        "failed on w1 in 0.5 s: model_error: ValueError: no, after a wait of 0.5 s and 3 attempts"
+    )
+
+
+# -- jobs
+
+
+def test_a_job_says_what_serves_and_what_is_missing():
+    three = job("echo", replicas=3, memory_mib=2000)
+    told = Told().then(0, created(three), joined("w1"), serving("r1", "w1", three))
+    found = told.why_job(5, queue(4, running=1, oldest_at=given.at(1)), beats("w1", 5, echo=1))
+    assert (found.cause.code, found.state) == ("serving", "enabled")
+    assert found.cause.text == "1 of 3 replicas are ready; 1 of 1 slots are busy on w1"
+    assert found.cause.details == (
+        "3 waiting, 1 running",
+        "no further replica: the only worker has no room for it; its model needs memory_mib 2000",
+        "w1: 1584 MiB free, 2000 needed",
+    )
+    assert told.why_job(5, queue(0)).cause.code == "idle"
+
+
+def test_a_disabled_job_takes_nothing_new_and_ends_what_it_has():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
+    told.then(3, disabled("echo"))
+    off = told.why_job(5, queue(0))
+    assert (off.cause.code, off.state) == ("job_disabled", "disabled")
+    busy = told.why_job(5, queue(1, running=1))
+    assert busy.cause.code == "serving"
+    assert busy.cause.details[1].startswith("it takes no new invocations: the job was disabled")
+    assert told.then(6, deleted("echo")).why_job(7).state == "deleted"
+
+
+def test_a_job_tells_of_the_last_decision_on_its_number():
+    told = Told().then(0, created(ZERO), joined("w1")).then(1, scaled("echo", 0))
+    found = told.why_job(4, queue(0))
+    assert found.cause.code == "idle"
+    assert found.cause.details == (
+        "the job scales to 0 replicas 3.0 s ago by test: the test says so",
+    )
+
+
+# -- workers
+
+
+def test_a_worker_says_what_it_runs():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
+    found = told.why_worker("w1", 3, beats("w1", 3, echo=1))
+    assert (found.cause.code, found.state) == ("serving", "joined")
+    assert found.cause.details == ("echo: ready, 1 of 1 slots busy",)
+    assert told.why_worker("w1", 60, beats("w1", 3)).cause.code == "no_conductor"
+    gone = told.then(9, lost("w1")).why_worker("w1", 12)
+    assert (gone.cause.code, gone.cause.text) == ("lost", "w1 was lost, silent for 9.0 s")
+
+
+def test_an_idle_worker_says_why_nothing_is_placed_on_it():
+    told = Told().then(0, created(ECHO), joined("w1"))
+    told.then(0, assigned("r1", "w1", ECHO), joined("w2"))
+    assert told.why_worker("w2", 1).cause.text == "no job wants more replicas than it has"
+    huge = job("huge", memory_mib=99_000)
+    cause = told.then(2, created(huge)).why_worker("w2", 3).cause
+    assert cause.code == "idle"
+    assert cause.details == ("huge: 3584 MiB free, 99000 needed",)
+
+
+def test_a_worker_sees_the_decisions_that_passed_it_over():
+    event = assigned("r1", "w1", ECHO)
+    chosen, passed = Candidate(worker="w1", score=0.9), Candidate(worker="w2", rejected="too small")
+    why = given.WHY.model_copy(update={"candidates": (chosen, passed)})
+    passing = event.model_copy(update={"data": event.data.model_copy(update={"why": why})})
+    told = Told().then(0, created(ECHO), joined("w1"), joined("w2")).then(1, passing)
+    found = told.why_worker("w2", 2)
+    assert [e.text for e in found.timeline] == ["w2 joined", "a replica of echo is given to w1"]
+    assert any("w1: 0.9; w2: too small" in line for line in lines(found))
+
+
+def test_a_worker_that_was_let_in_has_not_joined_yet():
+    found = Told().then(0, given.admitted("w1", "t1")).why_worker("w1", 5)
+    assert (found.cause.code, found.state) == ("admitted", "admitted")
+
+
+# -- what is believed, and how it is shown
+
+
+def test_what_a_worker_says_of_another_or_decides_itself_is_not_believed():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    for event in (left("w1"), assigned("r9", "w2", ECHO), failed("r1", "w2")):
+        told.then(2, event)
+        verb = event.type.rpartition(".")[2]
+        told.records[-1] = replace(told.records[-1], subject=f"jf.fleet.w2.{verb}")
+    found = told.why_invocation(3, queue(3, before=2, running=1))
+    assert found.cause.code == "in_queue"
+    assert not [e for e in found.timeline if "w2" in e.text or "left" in e.text]
+
+
+def test_an_explanation_is_a_document_and_lines():
+    told = Told().then(0, created(ECHO)).queued(1).then(2, joined("w1"))
+    told.then(3, assigned("r1", "w1", ECHO, 3))
+    found = told.why_invocation(4)
+    written = json.loads(json.dumps(document(found), default=str))
+    assert written["invocation"] == ID
+    assert (written["code"], written["state"]) == ("assigned", "queued")
+    assert [wait["code"] for wait in written["waits"]] == ["no_worker", "deciding", "assigned"]
+    assert written["timeline"][-1]["why"]["policy"] == "test"
+    text = lines(found)
+    assert text[:2] == [
+        f"{ID}  queued",
+        "  w1 was chosen for a replica and has not begun (for 1.0 s)",
+    ]
+    assert any(
+        line.endswith("the test says so  (test 1, saw REGISTRY 0, FLEET 0)") for line in text
+    )
+
+
+def test_a_long_timeline_keeps_its_beginning_and_its_end():
+    told = Told().then(0, created(ECHO), joined("w1"))
+    for n in range(100):
+        told.then(n, assigned(f"r{n}", "w1", ECHO), failing(f"r{n}", "w1", "no", n))
+    timeline = told.why_job(200).timeline
+    assert len(timeline) == SHOWN
+    assert timeline[0].text == "the job was created"
+    assert "failed" in timeline[-1].text
+
+
+def test_every_cause_of_a_wait_can_be_told_afterwards():
+    assert all(words.strip() for words in CODES.values())
