@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from jetfleet.fleet import FleetState, JobState, ReplicaState
-from jetfleet.policies.placement import (
-    Observation,
-    _back_off,
-    _rooms,
-    _Round,
-    _unfit,
-    _wanted,
-)
+from jetfleet.policies.placement import Observation, _wanted, consider
 
 
 def wanted(observation: Observation, job: JobState) -> int:
@@ -33,8 +26,5 @@ def staying(fleet: FleetState, job: JobState) -> list[ReplicaState]:
 
 def objections(observation: Observation, job: JobState, now: datetime) -> Mapping[str, str]:
     """What stands against one more replica of a job on each worker at work; empty: nothing."""
-    work = _Round(_rooms(observation.fleet), observation.fleet, now)
-    return {
-        name: _unfit(job, room) or _back_off(work, job, name)
-        for name, room in sorted(work.rooms.items())
-    }
+    key = (job.tenant, job.spec.name)
+    return {each.worker: each.rejected for each in consider(observation, key, now)}
