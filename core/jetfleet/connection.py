@@ -207,7 +207,6 @@ class Connection:
         # uvloop raises RuntimeError when nats-py writes to a transport that the server has closed.
         with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
             await self.nats.close()
-        await self.nats.abandon()
         self.stores.close()
 
     # -- publishing

@@ -99,6 +99,13 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if AVAILABLE:
             self._ps: Parser = FastParser(self)
 
+    async def close(self) -> None:
+        """Close; what nats-py began to close by itself is waited for too."""
+        try:
+            await super().close()
+        finally:
+            await self.abandon()
+
     async def abandon(self) -> None:
         """Leave nothing open: of a connect that was given up, or of a close by nats-py itself,
         which nobody else can wait for and which may get stuck with a peer that is gone."""
