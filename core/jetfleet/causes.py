@@ -46,7 +46,7 @@ CODES: Mapping[str, str] = {
     "restarting": "its model was being started again",
     "worker_silent": "nothing was heard from its worker",
     "not_in_queue": "the queue did not have it",
-    "in_queue": "others were before it",
+    "in_queue": "its turn in the queue had not come",
     "next": "a free slot was about to take it",
     "taken": "a worker had it, and had not begun",
     "redelivery": "an attempt was lost, and the queue was to hand it out again",
