@@ -109,12 +109,9 @@ class Balancer:
         for kept in (self.standing, self._wanted):
             for key in kept.keys() - registry.jobs.keys():
                 del kept[key]
-        found = serving(registry, fleet, speeds)
         due = {
-            key: who for key, who in found.items()
-            if self._wanted.get(key) or (
-                registry.jobs[key].spec.balancing and len(balancing.levels(who)) > 1
-            )
+            key: who for key, who in self._serving(registry, fleet, speeds)
+            if self._wanted.get(key) or len(balancing.levels(who)) > 1
         }  # fmt: skip
         for key in self.flows.keys() - due.keys():
             del self.flows[key]
@@ -124,6 +121,39 @@ class Balancer:
             delivered, pending = info["delivered"]["consumer_seq"], info["num_pending"]
             flow.told(int(delivered), int(pending), self.stamp.clock.monotonic())
         return due
+
+    def _serving(
+        self, registry: RegistryState, fleet: FleetState, speeds: Speeds
+    ) -> Iterator[tuple[JobKey, tuple[Serving, ...]]]:
+        """Who serves each job that several serve, or of which thresholds stand, and how fast.
+
+        Of who has told nothing yet the log knows, if it was told before: a conductor that comes
+        new goes on from there.
+        """
+        slots: dict[JobKey, dict[str, int]] = {}
+        for replica in fleet.replicas.values():
+            worker = fleet.workers.get(replica.worker)
+            if replica.status == "ready" and worker is not None and worker.status == "joined":
+                of_job = slots.setdefault(replica.key, {})
+                of_job[worker.name] = of_job.get(worker.name, 0) + replica.spec.concurrency
+        for key, by_worker in slots.items():
+            job = registry.jobs.get(key)
+            wanted = self._wanted.get(key)
+            if job is None or not (wanted or (job.spec.balancing and len(by_worker) > 1)):
+                continue
+            before = self.standing.get(key)
+            known = {
+                worker: (level.service_s, balancing.MEMORY_RUNS)
+                for level in (before.data.levels if before is not None else ())
+                for worker in level.workers
+            }
+            who = []
+            for name, count in sorted(by_worker.items()):
+                service_s, runs = speeds.of_worker(name, job.tenant, job.spec.model.ref)
+                if name not in speeds.workers:
+                    service_s, runs = known.get(name, (None, 0))
+                who.append(Serving(name, count, service_s, runs))
+            yield key, tuple(who)
 
     def decide(
         self,
@@ -218,27 +248,6 @@ class Balancer:
     ) -> dict[str, Any]:
         for_s = max(LEASE_S, LEASE_BEATS * heartbeat_s)
         return {"tenant": tenant, "job": job, "min_pending": min_pending, "for_s": for_s}
-
-
-def serving(
-    registry: RegistryState, fleet: FleetState, speeds: Speeds
-) -> dict[JobKey, tuple[Serving, ...]]:
-    """Who serves each job that more than one worker serves or has just served, and how fast."""
-    slots: dict[JobKey, dict[str, int]] = {}
-    for replica in fleet.replicas.values():
-        worker = fleet.workers.get(replica.worker)
-        if replica.status == "ready" and worker is not None and worker.status == "joined":
-            of_job = slots.setdefault(replica.key, {})
-            of_job[worker.name] = of_job.get(worker.name, 0) + replica.spec.concurrency
-    found = dict[JobKey, tuple[Serving, ...]]()
-    for key, by_worker in slots.items():
-        if (job := registry.jobs.get(key)) is not None:
-            model = job.spec.model.ref
-            found[key] = tuple(
-                Serving(name, count, *speeds.of_worker(name, job.tenant, model))
-                for name, count in sorted(by_worker.items())
-            )
-    return found
 
 
 def _reason(job: JobState, found: tuple[Level, ...]) -> str:

@@ -224,4 +224,7 @@ async def test_another_conductor_goes_on_from_the_log():
     other.now, other.counts = story.now, story.counts
     other.balancer.heard(event)
     assert other.told("slow") == [19]
+    told, other.seconds = other.seconds, {}
+    assert await other.goes_on(3) == [], "nobody has beaten yet: what the log knows holds"
+    other.seconds = told
     assert await other.goes_on(20) == []
