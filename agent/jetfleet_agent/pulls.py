@@ -32,6 +32,8 @@ SILENCE_S = 3 * HEARTBEAT_S
 RETRY_S = 0.1
 COMPANY = 8  # an eighth of the slots is worth a request at once
 COMPANY_S = 0.001
+BACKLOG_EXPIRES_S = 5  # a request that waits for a backlog is not one for what there is then
+BACKLOG_HEARTBEAT_S = 2  # the broker wants two of them in a request's life
 PROBE_S = 30.0  # without a message, one is asked for from no backlog at all
 PROBE_EXPIRES_S = 1
 
@@ -57,7 +59,9 @@ class Pull:
     grouped: bool = True
     min_pending: int | None = None  # change it by ``only_from``
     _outstanding: int = 0
+    _waiting: int = 0  # of these at most so many for a backlog
     _subscription: Subscription | None = None
+    _former: list[Subscription] = field(default_factory=list)
     _subject: str = ""
     _tail: bytes = field(init=False)
     _heard: float = 0.0
@@ -95,31 +99,44 @@ class Pull:
             self._watch.cancel()
         if self._retry is not None:
             self._retry.cancel()
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.stop()
+        for each in self._all_subscriptions():
+            await each.stop()
 
     async def withdraw(self) -> None:
         """Take back what was asked for; what comes until the broker knows is still taken."""
         if self.again in self.connection.on_reconnect:
             self.connection.on_reconnect.remove(self.again)
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.drain()
+        for each in self._all_subscriptions():
+            await each.drain()
+
+    def _all_subscriptions(self) -> list[Subscription]:
+        """They are not ours any more."""
+        present, self._subscription = self._subscription, None
+        former, self._former = self._former, []
+        return [*former, *([present] if present is not None else [])]
 
     async def only_from(self, min_pending: int | None) -> None:
-        """Take messages only while so many wait (None: whenever there are any), from now on.
+        """Take messages only while so many wait (None: whenever there are any).
 
-        What was asked for before is taken back with the inbox that it was asked for on.
+        A higher threshold holds for requests from now on; those outstanding are answered or expire.
+        A lower one holds at once: what was asked for with the higher is not counted any more, and
+        whatever still comes for it is taken. It cannot be taken back: a message that is on its way
+        to an inbox that is gone would be lost until ``ack_wait``.
         """
-        if min_pending == self.min_pending:
+        before, self.min_pending = self.min_pending, min_pending
+        if before == min_pending:
             return
-        self.min_pending = min_pending
-        self._tail = self._what(EXPIRES_S, HEARTBEAT_S, min_pending)
+        if min_pending is None:
+            self._tail = self._what(EXPIRES_S, HEARTBEAT_S, None)
+        else:
+            self._tail = self._what(BACKLOG_EXPIRES_S, BACKLOG_HEARTBEAT_S, min_pending)
         self._took = asyncio.get_running_loop().time()
-        old = self._subscription
-        if old is None:
-            return
+        lower = before is not None and (min_pending is None or min_pending < before)
+        if lower and self._waiting and self._subscription is not None:
+            await self._ask_beside(self._subscription)
+
+    async def _ask_beside(self, old: Subscription) -> None:
+        """Ask on a new inbox; the old one ends when nothing can be outstanding there."""
         try:
             new = await self._subscribe()
         except BrokerUnavailable:
@@ -127,9 +144,15 @@ class Pull:
         if self._subscription is not old:  # closed meanwhile, or changed again
             await new.stop()
             return
-        self._subscription, self._outstanding = new, 0
-        await old.drain()
+        self._subscription, self._outstanding, self._waiting = new, 0, 0
+        self._former.append(old)
+        asyncio.get_running_loop().call_later(EXPIRES_S + 1, self._retire, old)
         self.top_up()
+
+    def _retire(self, former: Subscription) -> None:
+        if former in self._former:
+            self._former.remove(former)
+            self.connection.spawn(former.stop())
 
     async def _subscribe(self) -> Subscription:
         inbox = f"{access.inbox(self.connection.user)}.p{secrets.token_hex(8)}"
@@ -137,7 +160,7 @@ class Pull:
 
     async def again(self) -> None:
         """Forget what was asked for and ask anew."""
-        self._outstanding = 0
+        self._outstanding = self._waiting = 0
         self._ask()
 
     def top_up(self) -> None:
@@ -168,17 +191,20 @@ class Pull:
         if self._subscription is None:
             return
         self._outstanding += count
+        if self.min_pending is not None:
+            self._waiting += count
         self._heard = asyncio.get_running_loop().time()
         try:
             self.connection.send(
                 self._subject, b'{"batch":%d%s' % (count, tail), self._subscription.subject
             )
         except BrokerUnavailable:
-            self._outstanding = 0  # the reconnect asks again
+            self._outstanding = self._waiting = 0  # the reconnect asks again
 
     def _answered(self, count: int) -> None:
         """So many fewer are outstanding; never below none, as what was given up may be answered."""
         self._outstanding = max(0, self._outstanding - count)
+        self._waiting = min(self._waiting, self._outstanding)
 
     def _on_message(self, inbox: str, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -199,7 +225,7 @@ class Pull:
             self._answered(int(headers.get("Nats-Pending-Messages", self._outstanding)))
             self.top_up()
         else:  # 503 no such consumer yet, 409 deleted or server shutting down, 404
-            self._outstanding = 0
+            self._outstanding = self._waiting = 0
             if self._retry is None:
                 loop = asyncio.get_running_loop()
                 self._retry = loop.call_later(RETRY_S, self._ask_later)

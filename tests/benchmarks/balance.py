@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jetfleet.client import Client
-from jetfleet.events import JobBalanced, ReplicaReady
+from jetfleet.events import JobBalanced, ReplicaReady, WorkerJoined
 from jetfleet.server import Broker
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure_streams
@@ -74,6 +74,7 @@ async def _start(stack: AsyncExitStack, folder: Path) -> Client:
         of_agent = {**env, "PACE_S": str(run_s)}
         processes.start(*program, "agent", "--name", name, env=of_agent)
     client = await stack.enter_async_context(await Client.connect(settings))
+    await _all(client, WorkerJoined, {(name,) for name in WORKERS}, "worker")
     model = ModelSpec(
         name="paced", function=f"{HERE / 'paced.py'}:paced", resources=Resources(memory_mib=64)
     )
@@ -84,14 +85,19 @@ async def _start(stack: AsyncExitStack, folder: Path) -> Client:
             assignment="manual", workers=tuple(WORKERS),
         )  # fmt: skip
         await client.apply_job(spec)
-    ready = set()
+    served = {(job, worker) for job in JOBS for worker in WORKERS}
+    await _all(client, ReplicaReady, served, "job", "worker")
+    return client
+
+
+async def _all(client: Client, kind: type, wanted: set[tuple[str, ...]], *named: str) -> None:
+    """Return when all of these have said so."""
     async with asyncio.timeout(START_S):
         async for record in client.events(FLEET, start="all", follow=True):
-            if isinstance(record.event, ReplicaReady):
-                ready.add((record.event.data.job, record.event.data.worker))
-            if len(ready) == len(JOBS) * len(WORKERS):
-                return client
-    raise RuntimeError("the log ended")
+            if isinstance(record.event, kind):
+                wanted -= {tuple(getattr(record.event.data, name) for name in named)}
+            if not wanted:
+                return
 
 
 async def _learn(client: Client) -> None:

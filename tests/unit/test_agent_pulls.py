@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -73,24 +74,47 @@ async def test_it_asks_for_the_free_slots_without_a_backlog(pull, connection):
     assert "min_pending" not in asked
 
 
-async def test_a_threshold_is_asked_with_at_once_and_what_was_asked_before_is_taken_back(
-    pull, connection
-):
+async def test_a_higher_threshold_holds_from_the_next_request_on(pull, connection):
     await pull.only_from(7)
+    assert len(connection.asked) == 1
+    connection.status("408", Nats_Pending_Messages="2")
     await turn()
-    assert connection.subscriptions[0].drained
     assert connection.asked[1]["min_pending"] == 7
-    assert connection.asked[1]["batch"] == 2
-    assert connection.asked[1]["reply"] == connection.subscriptions[1].subject
-    await pull.only_from(7)
+    await pull.only_from(9)
+    await turn()
+    assert len(connection.asked) == 2
+    assert len(connection.subscriptions) == 1
+
+
+async def waiting_for(pull, connection, threshold):
+    await pull.only_from(threshold)
+    connection.status("408", Nats_Pending_Messages="2")
+    await turn()
+
+
+@pytest.mark.parametrize("lower", [None, 3])
+async def test_a_lower_threshold_holds_at_once_and_nothing_is_taken_back(pull, connection, lower):
+    await waiting_for(pull, connection, 7)
+    await pull.only_from(lower)
+    await turn()
+    assert connection.asked[2].get("min_pending") == lower
+    assert connection.asked[2]["batch"] == 2
+    assert connection.asked[2]["reply"] == connection.subscriptions[1].subject
+    assert not connection.subscriptions[0].stopped
+    await pull.only_from(lower)
     assert len(connection.subscriptions) == 2
+
+
+async def test_where_nothing_waits_for_a_backlog_nothing_more_is_asked(pull, connection):
+    await pull.only_from(7)
     await pull.only_from(None)
     await turn()
-    assert "min_pending" not in connection.asked[2]
+    assert len(connection.asked) == 1
 
 
 async def test_what_still_comes_for_a_former_request_is_taken_and_not_counted(pull, connection):
-    await pull.only_from(7)
+    await waiting_for(pull, connection, 7)
+    await pull.only_from(None)
     await turn()
     connection.message(inbox=0)
     connection.status("408", inbox=0, Nats_Pending_Messages="2")
@@ -99,6 +123,13 @@ async def test_what_still_comes_for_a_former_request_is_taken_and_not_counted(pu
     assert pull.wanted() == 1
     connection.message()
     assert pull._outstanding == 1
+
+
+async def test_one_that_withdraws_takes_back_what_it_asked_before_too(pull, connection):
+    await waiting_for(pull, connection, 7)
+    await pull.only_from(None)
+    await pull.withdraw()
+    assert [each.drained for each in connection.subscriptions] == [True, True]
 
 
 async def test_late_answers_to_what_was_given_up_do_not_make_it_ask_for_more(pull, connection):
@@ -114,11 +145,8 @@ async def test_late_answers_to_what_was_given_up_do_not_make_it_ask_for_more(pul
     assert pull._outstanding == 0
 
 
-async def test_one_that_waits_for_a_backlog_asks_for_one_now_and_then(
-    pull, connection, monkeypatch
-):
-    await pull.only_from(7)
-    await turn()
+async def test_one_that_waits_for_a_backlog_asks_for_one_now_and_then(pull, connection):
+    await waiting_for(pull, connection, 7)
     pull._probe(pull._took + pulls.PROBE_S - 1)
     assert len(connection.asked) == 2
     pull._probe(pull._took + pulls.PROBE_S)
@@ -146,7 +174,5 @@ async def test_one_that_was_closed_asks_for_nothing(connection):
 
 async def turn() -> None:
     """Let what was scheduled for this turn of the loop run."""
-    import asyncio
-
     await asyncio.sleep(0)
     await asyncio.sleep(0)
