@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ ROUNDS = (
     ("50 that fit nowhere, ms", "starved_ms", 0),
     ("folding an event, µs", "fold_us", 0),
 )
+# Workers of 5, 20 and 100 ms, calls at 60/s and a queue that all of them drain.
+BALANCING = {"plain_pull": "plain pull", "balanced": "balanced"}
+BALANCING_COLUMNS = (
+    ("5, 20 and 100 ms at 60/s: p50, ms", "p50_ms", 1),
+    ("p90, ms", "p90_ms", 1),
+    ("p99, ms", "p99_ms", 1),
+    ("saturated, /s", "drain_per_s", 0),
+)
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -54,16 +62,21 @@ def section(result: Mapping[str, Any]) -> str:
             "least and the most of the rounds.",
             figures(result["figures"]),
             rounds(result["figures"]),
+            figures(result["figures"], BALANCING, BALANCING_COLUMNS),
             ratios(result["ratios"]),
         )
     )
 
 
-def figures(measured: Mapping[str, Mapping[str, float]]) -> str:
+def figures(
+    measured: Mapping[str, Mapping[str, float]],
+    subjects: Mapping[str, str] = SUBJECTS,
+    columns: Sequence[tuple[str, str, int]] = COLUMNS,
+) -> str:
     """A row per subject."""
-    rows = [_row("", *(heading for heading, *_ in COLUMNS)), _row("---", *["---:"] * len(COLUMNS))]
-    for subject, words in SUBJECTS.items():
-        cells = (_cell(measured.get(f"{subject}_{name}"), digits) for _, name, digits in COLUMNS)
+    rows = [_row("", *(heading for heading, *_ in columns)), _row("---", *["---:"] * len(columns))]
+    for subject, words in subjects.items():
+        cells = (_cell(measured.get(f"{subject}_{name}"), digits) for _, name, digits in columns)
         rows.append(_row(words, *cells))
     return "\n".join(rows)
 

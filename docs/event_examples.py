@@ -38,6 +38,13 @@ WHY_SCALED = WHY.model_copy(
         "policy": "lag", "reason": "2 queued or running at 1 a replica need 2", "candidates": (),
     }
 )  # fmt: skip
+WHY_BALANCED = WHY.model_copy(
+    update={
+        "policy": "overflow", "candidates": (),
+        "reason": "attic: 10 runs/s against 200 of faster workers at 60 arrivals/s: waits for 14"
+        " pending",
+    }
+)  # fmt: skip
 PUBLIC_KEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 JOINED_WITH = "5c9e0f3a71b24d88"
 MACHINE = Machine(
@@ -122,6 +129,17 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
         {
             "job": JOB, "before": 0, "desired": 2, "wanted": 2,
             "inputs": {"queued": 2, "in_flight": 0, "ready": 0, "threshold": 1}, "why": WHY_SCALED,
+        },
+    ),
+    "job.balanced": (
+        _CONDUCTOR,
+        {
+            "job": JOB, "rate": 60.0, "pending": 0,
+            "levels": (
+                {"workers": (WORKER,), "slots": 1, "service_s": 0.005},
+                {"workers": ("attic",), "slots": 1, "service_s": 0.1, "min_pending": 14},
+            ),
+            "why": WHY_BALANCED,
         },
     ),
     "worker.heartbeat": (

@@ -74,6 +74,7 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
         for verb in ("assigned", "released")
     },
     "job.scaled": ("FLEET", subjects.scaled(T, J), "the conductor"),
+    "job.balanced": ("FLEET", subjects.balanced(T, J), "the conductor"),
     "worker.heartbeat": ("TELEMETRY", subjects.telemetry(W), "the worker"),
 }
 

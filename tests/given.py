@@ -22,6 +22,7 @@ from jetfleet.events import (
     InvocationFailed,
     InvocationQueued,
     InvocationStarted,
+    JobBalanced,
     JobCreated,
     JobDeleted,
     JobDisabled,
@@ -227,6 +228,17 @@ def scaled(of: str, desired: int, *, registry_seq: int = 9, seconds: float = 0) 
     why = WHY.model_copy(update={"observed_registry_seq": registry_seq})
     data = {"job": of, "desired": desired, "wanted": desired, "why": why}
     return JobScaled(**envelope(seconds), data=data)
+
+
+def balanced(
+    of: str, thresholds: dict[str, int | None], *, rate: float = 60.0, seconds: float = 0
+) -> Event:
+    levels = [
+        {"workers": (worker,), "slots": 1, "service_s": 1, "min_pending": pending}
+        for worker, pending in thresholds.items()
+    ]
+    data = {"job": of, "rate": rate, "pending": 0, "levels": levels, "why": WHY}
+    return JobBalanced(**envelope(seconds), data=data)
 
 
 def serving(replica: str, worker: str, spec: JobSpec) -> tuple[Event, ...]:

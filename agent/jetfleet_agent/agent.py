@@ -208,6 +208,8 @@ class Agent:
             self._join_anew("thought lost by the conductor", None)
         if isinstance(command.get("logs"), dict):
             self.logs.lease(command["logs"])
+        if isinstance(command.get("balance"), list):
+            self.serving.heed(command["balance"])
         if command.get("listen") and self._assignments is not None:
             self.beside(self._assignments.again())
         if command.get("drain"):

@@ -29,6 +29,7 @@ from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
 TAIL_LIMIT = 100_000  # characters of a log that an event holds; the broker takes messages of 1 MB
+LONGEST_LEASE_S = 600.0  # of a threshold, whatever a nudge says
 JobKey = tuple[str, str]
 Say = Callable[[Event, str], Awaitable[int]]
 
@@ -166,6 +167,19 @@ class Serving:
     def _slots_changed(self, key: JobKey) -> None:
         if key in self.jobs:
             self.jobs[key].slots_changed()
+
+    def heed(self, said: list[Any]) -> None:
+        """From which backlog on we pull for which job, and for how long that holds."""
+        for each in said:
+            try:
+                job = self.jobs.get((each["tenant"], each["job"]))
+                pending, for_s = each["min_pending"], float(each["for_s"])
+                pending = None if pending is None else max(1, int(pending))
+            except (TypeError, ValueError, KeyError, OverflowError) as error:
+                logger.warning("a threshold is ignored: %s", error)
+                continue
+            if job is not None:
+                job.heed(pending, min(max(0.0, for_s), LONGEST_LEASE_S))
 
     # -- ending
 

@@ -34,7 +34,7 @@ from jetfleet_agent.replicas import Replica
 logger = logging.getLogger("jetfleet.worker")
 ACK, NAK, TERM, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 CANCELS_KEPT = 10_000
-NEWEST_WEIGHT = 0.2  # of a run in the moving average of service times
+MEMORY_RUNS = 50  # the moving average of service times is about the mean of so many
 
 
 @dataclass(slots=True, eq=False)
@@ -55,12 +55,14 @@ class JobWorker:
     finished: int = 0
     busy_s: float = 0.0
     service_s: float | None = None  # moving average over calls that completed
+    measured: int = 0  # calls in it
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     publisher: Publisher = field(init=False)
     _pull: Pull = field(init=False)
     _cancelled: dict[str, str] = field(default_factory=dict)  # invocation -> reason
     _background: set[asyncio.Task[None]] = field(default_factory=set)
     _progress: asyncio.Task[None] | None = None
+    _lease: asyncio.TimerHandle | None = None  # of a threshold
     _slot_waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class JobWorker:
     async def close(self) -> None:
         """Stop pulling and leave; what runs should have ended (``drain``)."""
         await self._pull.close()
+        if self._lease is not None:
+            self._lease.cancel()
         if self._progress is not None:
             self._progress.cancel()
         for task in list(self._background):
@@ -150,6 +154,23 @@ class JobWorker:
             return self.replicas[0] if self.replicas[0].free > 0 else None
         best = max(self.replicas, key=lambda replica: replica.free, default=None)
         return best if best is not None and best.free > 0 else None
+
+    # -- balancing
+
+    def heed(self, min_pending: int | None, for_s: float) -> None:
+        """Pull only while so many wait (None: whenever a slot is free), for as long at most."""
+        if self._lease is not None:
+            self._lease.cancel()
+            self._lease = None
+        if self.draining:
+            return
+        loop = asyncio.get_running_loop()
+        if min_pending is not None:
+            self._lease = loop.call_later(for_s, self.heed, None, 0.0)
+        if min_pending != self._pull.min_pending:
+            change = loop.create_task(self._pull.only_from(min_pending))
+            self._background.add(change)
+            change.add_done_callback(self._background.discard)
 
     # -- messages
 
@@ -238,9 +259,11 @@ class JobWorker:
     # -- telemetry
 
     def completed(self, run_s: float) -> None:
-        """A call ended well after ``run_s``."""
+        """A call ended well after ``run_s``. The first one warms up, so the second replaces it."""
         old = run_s if self.service_s is None else self.service_s
-        self.service_s = old + NEWEST_WEIGHT * (run_s - old)
+        self.measured += 1
+        weight = 1 / min(max(1, self.measured - 1), MEMORY_RUNS)
+        self.service_s = old + weight * (run_s - old)
 
     def load(self, kind: Callable[[tuple[str, ...]], str]) -> JobLoad:
         """Now, for the heartbeat. ``kind``: the type of GPUs with these names."""
@@ -256,6 +279,7 @@ class JobWorker:
             model=self.spec.model.ref,
             gpu=kind(tuple(gpu for replica in self.replicas for gpu in replica.gpus)),
             service_s=None if self.service_s is None else round(self.service_s, 6),
+            min_pending=self._pull.min_pending,
         )
 
     def now(self) -> datetime:

@@ -181,6 +181,9 @@ class JobSettings(Frozen):
         10.0, ge=1, le=3600, description="silence that means a worker is lost"
     )
     priority_class: Name = subjects.DEFAULT_CLASS
+    balancing: bool = Field(
+        True, description="slower workers leave what they can to faster ones, see docs/policies.md"
+    )
     assignment: Literal["auto", "manual"] = "auto"
     workers: tuple[Name, ...] = Field((), description="for manual assignment: who serves")
     placement: PlacementSpec = Field(

@@ -50,6 +50,20 @@ class Speeds:
                 found.setdefault((tenant, model), {}).setdefault(gpu, {})[worker] = sample
         return found
 
+    def of_worker(self, worker: str, tenant: str, model: str) -> tuple[float | None, int]:
+        """Seconds of one run on this worker, and how many runs that stands for."""
+        samples = [
+            sample
+            for (whose, name, _gpu), sample in self.workers.get(worker, {}).items()
+            if (whose, name) == (tenant, model)
+        ]
+        if not samples:
+            return None, 0
+        both = samples[0]
+        for each in samples[1:]:
+            both = _together(both, each)
+        return both.service_s, both.runs
+
     def _samples(self, kind: Kind) -> Iterator[Sample]:
         return (samples[kind] for samples in self.workers.values() if kind in samples)
 

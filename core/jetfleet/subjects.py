@@ -101,6 +101,11 @@ def scaled(tenant: str, job: str) -> str:
     return f"jf.ctl.scaled.{tenant}.{job}"
 
 
+# jf.ctl.balanced.<tenant>.<job>: workers hear of it by a nudge
+def balanced(tenant: str, job: str) -> str:
+    return f"jf.ctl.balanced.{tenant}.{job}"
+
+
 # A conductor let it in; not below jf.fleet.<worker>, where the worker itself may publish.
 # jf.ctl.fleet.admitted.<worker>
 def admitted(worker: str) -> str:

@@ -16,6 +16,7 @@ from jetfleet.events import (
     OUTCOMES,
     AnyEvent,
     FleetEvent,
+    JobBalanced,
     JobCreated,
     JobDeleted,
     JobDisabled,
@@ -125,8 +126,9 @@ def _fleet_subject(event: AnyEvent) -> str:
     verb = event.type.rpartition(".")[2]
     if isinstance(event, ReplicaAssigned | ReplicaReleased):
         return subjects.control(event.tenant, event.data.job, verb, event.data.worker)
-    if isinstance(event, JobScaled):
-        return subjects.scaled(event.tenant, event.data.job)
+    if isinstance(event, JobScaled | JobBalanced):
+        of_job = subjects.scaled if isinstance(event, JobScaled) else subjects.balanced
+        return of_job(event.tenant, event.data.job)
     if isinstance(event, WorkerAdmitted):
         return subjects.admitted(event.data.worker)
     if isinstance(event, WorkerTokenRevoked):

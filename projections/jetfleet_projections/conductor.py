@@ -10,6 +10,7 @@ keeps nothing that the log cannot give back: kill it any time.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
 from jetfleet_projections.agreement import disagreement
+from jetfleet_projections.balancer import Balancer
 from jetfleet_projections.conductor_credentials import CredentialDesk
 from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.observing import Watcher
@@ -84,6 +86,7 @@ class Conductor:
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
     reaper: Reaper = field(init=False)
     scaler: Scaler = field(init=False)
+    balancer: Balancer = field(init=False)
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
@@ -92,6 +95,7 @@ class Conductor:
         watcher = Watcher(self.connection, self.settings.shards, self.stamp.clock.monotonic,
                           self._wake.set)  # fmt: skip
         self.scaler = Scaler(watcher, self.stamp)
+        self.balancer = Balancer(self.connection, self.settings.shards, self.stamp)
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -146,6 +150,7 @@ class Conductor:
         self._heard.clear()
         self.reaper.broker_restarted()
         self.scaler.watcher.restarted()
+        self.balancer.restarted()
         self._wake.set()
 
     async def _follow(self, reader: LogReader) -> None:
@@ -168,6 +173,7 @@ class Conductor:
             self.fleet = evolve_fleet(self.fleet, event, seq)
             self.images = evolve_images(self.images, event, self.fleet)
             self.scaler.heard(event)
+            self.balancer.heard(event)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
         self.fleet = replace(self.fleet, seq=seq, control_seq=control)
@@ -187,6 +193,7 @@ class Conductor:
 
     async def _decide(self) -> None:
         due = await self.scaler.look(self.registry)
+        uneven = await self.balancer.look(self.registry, self.fleet, self.speeds)
         registry, fleet = self.registry, self.fleet
         for scaled in self.scaler.decide(due, registry, fleet, self.speeds):
             data = scaled.data
@@ -204,6 +211,14 @@ class Conductor:
                 return
             last = self._decided_seq
             logger.info("%s", _words(decision))
+        for balanced in self.balancer.decide(uneven, registry, fleet):
+            subject = subjects.balanced(balanced.tenant, balanced.data.job)
+            if not await self._append(balanced, subject, last):
+                return
+            last = self._decided_seq
+            logger.info("⚖ %s: %s", balanced.data.job, balanced.data.why.reason)
+            for worker, term in self.balancer.news(balanced, fleet):
+                self._nudge(worker, {"balance": [term]})
 
     async def _append(self, event: Event, subject: str, last: int) -> bool:
         """Store a decision unless another was made after ``last``; whether it was stored."""
@@ -310,12 +325,21 @@ class Conductor:
         else:
             if isinstance(beat, WorkerHeartbeat) and beat.data.worker == worker:
                 self.speeds = evolve_speeds(self.speeds, beat)
+                state = self.fleet.workers.get(worker)
+                if state is not None and (
+                    terms := self.balancer.nudge(beat.data, state.heartbeat_s)
+                ):
+                    self._nudge(worker, {"balance": terms})
         state = self.fleet.workers.get(worker)
         if state is not None and state.status in ("lost", "left"):
             # It lives after all (it was cut off or stopped): let it announce itself anew, unless
             # it has done so already and we have not folded that yet.
-            nudge = b'{"rejoin":%d}' % state.joined_seq
-            self.connection.spawn(self.connection.publish(subjects.command(worker), nudge))
+            self._nudge(worker, {"rejoin": state.joined_seq})
+
+    def _nudge(self, worker: str, command: dict[str, Any]) -> None:
+        """Tell a worker what may be lost."""
+        body = json.dumps(command).encode()
+        self.connection.spawn(self.connection.publish(subjects.command(worker), body))
 
     async def _declare_lost(self) -> None:
         if not self.connection.connected:

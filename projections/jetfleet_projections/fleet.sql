@@ -7,7 +7,8 @@ SELECT seq, stored_at, tenant, job, split_part(type, '.', 3), worker, replica,
     (data ->> '$.why.observed_registry_seq')::BIGINT, (data ->> '$.why.observed_fleet_seq')::BIGINT,
     data -> '$.why.candidates'
 FROM staged
-WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released', 'jetfleet.job.scaled')
+WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released', 'jetfleet.job.scaled',
+    'jetfleet.job.balanced')
 ORDER BY seq;
 
 -- name: insert_admissions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -168,24 +168,35 @@ class Watcher:
     async def ask(self, jobs: Iterable[JobState]) -> list[JobState]:
         """Those of whose consumers the depth is known now."""
         jobs, known = list(jobs), list[JobState]()
-        for start in range(0, len(jobs), AT_ONCE):
-            part = jobs[start : start + AT_ONCE]
-            answers = await asyncio.gather(*(self._depth(job) for job in part))
-            known += [job for job, answered in zip(part, answers, strict=True) if answered]
+        for job in jobs:  # one that is being made anew is looked at again after those that wait
+            self.watches[job.tenant, job.spec.name].asked_at = self.monotonic()
+        async for job, info in consumers(self.connection, self.shards, jobs):
+            watch = self.watches[job.tenant, job.spec.name]
+            watch.told(int(info["num_pending"]), int(info["num_ack_pending"]), self.monotonic())
+            known.append(job)
         return known
 
-    async def _depth(self, job: JobState) -> bool:
+
+async def consumers(
+    connection: Connection, shards: int, jobs: Iterable[JobState]
+) -> AsyncIterator[tuple[JobState, Mapping[str, Any]]]:
+    """What the broker says of the consumers of jobs; none of one that is being made anew."""
+
+    async def ask(job: JobState) -> Mapping[str, Any] | None:
         name = job.spec.name
-        stream = subjects.queue_stream(subjects.shard_of(name, self.shards))
+        stream = subjects.queue_stream(subjects.shard_of(name, shards))
         consumer = subjects.job_consumer(job.tenant, name, job.spec.priority_class)
-        watch = self.watches[job.tenant, name]
         try:
-            info = await self.connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
+            return await connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
         except ApiError:
-            watch.asked_at = self.monotonic()
-            return False  # it is being made anew: look again, after those that wait for it
-        watch.told(int(info["num_pending"]), int(info["num_ack_pending"]), self.monotonic())
-        return True
+            return None
+
+    left = list(jobs)
+    for start in range(0, len(left), AT_ONCE):
+        part = left[start : start + AT_ONCE]
+        for job, info in zip(part, await asyncio.gather(*map(ask, part)), strict=True):
+            if info is not None:
+                yield job, info
 
 
 def observation(

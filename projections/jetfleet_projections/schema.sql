@@ -155,7 +155,7 @@ CREATE TABLE decisions (
     stored_at TIMESTAMP NOT NULL,
     tenant VARCHAR NOT NULL,
     job VARCHAR NOT NULL,
-    decision VARCHAR NOT NULL, -- assigned, released, scaled
+    decision VARCHAR NOT NULL, -- assigned, released, scaled, balanced
     worker VARCHAR,
     replica VARCHAR,
     desired INTEGER, -- when scaled: replicas from now on

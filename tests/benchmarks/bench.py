@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import balance
 import container_path
 import measured as measure
 import rounds as conductor
@@ -38,6 +39,13 @@ GOALS = (
     ("64 callers / log floor", "client_64_per_s", "log_64_per_s", 0.6, False),
     ("enqueue / log floor", "client_enqueue_per_s", "log_enqueue_per_s", 0.8, False),
     ("drain / log floor", "client_drain_per_s", "log_drain_per_s", 0.5, False),
+    (
+        "balanced / plain pull, saturated",
+        "balanced_drain_per_s",
+        "plain_pull_drain_per_s",
+        1,
+        False,
+    ),
 )
 
 
@@ -96,6 +104,8 @@ async def run(quick: bool) -> dict[str, Any]:
             lambda: floor.enqueue_and_drain(queue), lambda: raw.enqueue_and_drain(queue),
             lambda: client.enqueue_and_drain(queue),
         )  # fmt: skip
+    console.print("workers of 5, 20 and 100 ms, plain pull and balanced", style="bold")
+    await balance.measure(samples, quick=quick)
     gc.unfreeze()
     console.print("rounds of the conductor", style="bold")
     samples |= await conductor.samples(2 if quick else 10)
@@ -134,6 +144,9 @@ def document(samples: Samples, quick: bool) -> dict[str, Any]:
     }  # fmt: skip
     ratios["conductor, 1,000 jobs and workers, 50 to place, ms"] = {
         "value": median["rounds_1000_placing_ms"], "bound": 250.0, "smaller_is_better": True,
+    }  # fmt: skip
+    ratios["balanced p90 at 60/s, ms"] = {
+        "value": median["balanced_p90_ms"], "bound": 15.0, "smaller_is_better": True,
     }  # fmt: skip
     if "in_container_p50_ms" in median:
         ratios["container p50 - process p50, ms"] = {

@@ -37,6 +37,12 @@ def gpus(seconds):
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def paced(_):
+    """As fast as the environment of its agent says, and where."""
+    time.sleep(float(os.environ["PACE_S"]))
+    return os.environ["PACE_NAME"]
+
+
 def says(lines):
     """Prints what it is called with."""
     for line in lines:

@@ -125,7 +125,7 @@ def test_the_bench_page_names_every_subject_that_is_measured() -> None:
     measured = set(
         re.findall(r'"(\w+?)(?:_p50_ms|_\d+_per_s|_enqueue_per_s|_drain_per_s)"', source)
     )
-    assert measured <= set(bench_table.SUBJECTS)
+    assert measured <= {*bench_table.SUBJECTS, *bench_table.BALANCING}
 
 
 # -- the README

@@ -236,6 +236,7 @@ def _example(kind: type[Event]) -> Event:
         "jetfleet.replica.stopped": lambda: given.stopped("r1", "w1"),
         "jetfleet.replica.assigned": lambda: given.assigned("r1", "w1", spec),
         "jetfleet.job.scaled": lambda: given.scaled("echo", 2),
+        "jetfleet.job.balanced": lambda: given.balanced("echo", {"w1": None, "w2": 3}),
         "jetfleet.replica.released": lambda: given.released("r1", "w1"),
         "jetfleet.invocation.queued": lambda: given.queued("i1"),
         "jetfleet.invocation.started": lambda: given.started("i1", "w1"),

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jetfleet.policies.balancing import WorkerClass, thresholds
+from jetfleet.policies.balancing import (
+    LEAST_RUNS,
+    Serving,
+    WorkerClass,
+    balance,
+    differs,
+    frees,
+    levels,
+    thresholds,
+    wanted,
+)
 
 
 def pending(classes: list[WorkerClass], rate: float) -> dict[str, int | None]:
@@ -91,3 +101,92 @@ def test_the_order_in_which_classes_are_named_does_not_matter(classes, rate, shu
     mixed = list(classes)
     shuffler.shuffle(mixed)
     assert thresholds(mixed, rate) == thresholds(classes, rate)
+
+
+# -- of workers, as heartbeats tell of them
+
+
+def worker(name: str, ms: float | None, *, slots: int = 1, runs: int = 100) -> Serving:
+    return Serving(name, slots, None if ms is None else ms / 1000, runs)
+
+
+OLD, MID, NEW = worker("old", 100), worker("mid", 20), worker("new", 5)
+
+
+def groups(*workers: Serving) -> list[list[str]]:
+    return [[each.worker for each in group] for group in levels(workers)]
+
+
+def test_three_workers_of_5_20_and_100_ms_at_60_a_second():
+    found = balance([OLD, MID, NEW], 60.0)
+    assert [(each.workers, each.min_pending) for each in found] == [
+        (("new",), None), (("mid",), 3), (("old",), 19),
+    ]  # fmt: skip
+    assert wanted(found) == {"mid": 3, "old": 19}
+
+
+def test_slots_count_as_so_many_workers():
+    (fast, slow) = balance([worker("new", 5, slots=4), OLD], 60.0)
+    assert (fast.slots, slow.min_pending) == (4, 74)
+
+
+def test_when_the_faster_are_gone_nobody_waits():
+    assert wanted(balance([OLD], 60.0)) == {}
+    assert wanted(balance([], 60.0)) == {}
+
+
+def test_a_worker_that_has_run_little_neither_waits_nor_is_waited_for():
+    few = LEAST_RUNS - 1
+    assert wanted(balance([OLD, worker("new", 5, runs=few)], 60.0)) == {}
+    assert wanted(balance([worker("old", 100, runs=few), NEW], 60.0)) == {}
+    assert wanted(balance([worker("old", None, runs=0), NEW], 60.0)) == {}
+
+
+def test_while_nobody_takes_what_waits_nobody_leaves_it_to_others():
+    found = balance([OLD, MID, NEW], 60.0, stuck=True)
+    assert wanted(found) == {}
+    assert "nobody takes what waits" in found[-1].reason
+
+
+def test_what_may_be_noise_makes_no_difference():
+    assert groups(worker("a", 100), worker("b", 125)) == [["a", "b"]]
+    assert groups(worker("a", 100), worker("b", 135)) == [["a"], ["b"]]
+    assert groups(worker("a", 100, runs=20), worker("b", 160)) == [["a", "b"]]
+    assert groups(worker("a", 100, runs=20), worker("b", 170)) == [["a"], ["b"]]
+    assert groups(worker("a", 0.2), worker("b", 4)) == [["a", "b"]]  # shorter than the queue's own
+
+
+def test_small_changes_are_not_worth_telling():
+    assert not differs({"w": 19}, {"w": 23}, ["w"])
+    assert differs({"w": 19}, {"w": 24}, ["w"])
+    assert not differs({"w": 3}, {"w": 2}, ["w"])
+    assert differs({}, {"w": 1}, ["w"])
+    assert differs({"w": 1}, {}, ["w"])
+    assert not differs({"gone": 9}, {}, ["w"])
+    assert frees({"w": 1}, {}, ["w"])
+    assert not frees({"w": 1}, {"w": 9, "x": 1}, ["w", "x"])
+
+
+_WORKERS = st.lists(
+    st.tuples(st.integers(1, 8), st.none() | st.floats(0.0, 100), st.integers(0, 1000)), max_size=8
+).map(lambda found: [Serving(f"w{n}", *each) for n, each in enumerate(found)])
+
+
+@given(_WORKERS, st.floats(0, 10_000), st.booleans())
+def test_somebody_always_pulls_and_the_slower_never_wait_for_less(workers, rate, stuck):
+    found = balance(workers, rate, stuck=stuck)
+    named = [name for level in found for name in level.workers]
+    assert len(named) == len(set(named))
+    assert len(wanted(found)) < len(workers) or not workers
+    waits = [level.min_pending or 0 for level in found]
+    assert waits == sorted(waits)
+    assert not stuck or not any(waits)
+    seconds = [level.service_s for level in found]
+    assert seconds == sorted(seconds)
+
+
+@given(_WORKERS, st.floats(0, 10_000), st.randoms())
+def test_the_order_in_which_workers_are_named_does_not_matter(workers, rate, shuffler):
+    mixed = list(workers)
+    shuffler.shuffle(mixed)
+    assert balance(mixed, rate) == balance(workers, rate)

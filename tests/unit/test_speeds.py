@@ -87,3 +87,13 @@ def test_folding_changes_no_state_that_was_there():
     )
     assert before.lookup("default", "echo:1", "") == 1.0
     assert after_more.lookup("default", "echo:1", "") == 3.0
+
+
+def test_a_worker_is_asked_for_its_own_speed_on_whatever_gpus():
+    told = after(
+        ("w1", [load(gpu="H100", service_s=1.0, runs=3), load(gpu="T4", service_s=5.0, runs=1)]),
+        ("w2", [load(service_s=9.0)]),
+    )
+    assert told.of_worker("w1", "default", "echo:1") == (2.0, 4)
+    assert told.of_worker("w1", "acme", "echo:1") == (None, 0)
+    assert told.of_worker("w3", "default", "echo:1") == (None, 0)

@@ -22,8 +22,10 @@ from jetfleet.events.envelope import Event, InvalidEvent
 from jetfleet.events.fleet import (
     Candidate,
     GpuLoad,
+    JobBalanced,
     JobLoad,
     JobScaled,
+    PullLevel,
     ReplicaAssigned,
     ReplicaChange,
     ReplicaFailed,
@@ -66,7 +68,7 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled
+ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -172,6 +174,7 @@ __all__ = [
     "InvocationFailed",
     "InvocationQueued",
     "InvocationStarted",
+    "JobBalanced",
     "JobCreated",
     "JobDeleted",
     "JobDisabled",
@@ -182,6 +185,7 @@ __all__ = [
     "ModelRegistered",
     "Outcome",
     "OutcomeEvent",
+    "PullLevel",
     "RegistryEvent",
     "ReplicaAssigned",
     "ReplicaChange",

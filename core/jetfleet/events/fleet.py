@@ -211,6 +211,34 @@ class JobScaled(Event):
     data: Data
 
 
+class PullLevel(Frozen):
+    """Workers that are equally fast for a job, and when they pull."""
+
+    workers: tuple[Name, ...]
+    slots: int = Field(ge=1, description="of all of them")
+    service_s: float = Field(gt=0, description="mean time of one run, seconds")
+    min_pending: int | None = Field(
+        None, ge=1, description="they pull while so many wait; None: whenever they are free"
+    )
+
+
+class JobBalanced(Event):
+    """From which backlog on the slower workers of a job pull, from now on.
+
+    Who is not named pulls whenever it is free.
+    """
+
+    class Data(Frozen):
+        job: Name
+        rate: float = Field(ge=0, description="arrivals a second")
+        pending: int = Field(ge=0, description="invocations that wait, as the broker counts them")
+        levels: tuple[PullLevel, ...] = Field((), description="fastest first")
+        why: Why
+
+    type: Literal["jetfleet.job.balanced"] = "jetfleet.job.balanced"
+    data: Data
+
+
 # -- telemetry
 
 
@@ -246,6 +274,9 @@ class JobLoad(Frozen):
     gpu: str = Field("", description="type of GPU that it runs on; empty: none")
     service_s: float | None = Field(
         None, ge=0, description="recent time of one run, seconds: a moving average"
+    )
+    min_pending: int | None = Field(
+        None, ge=1, description="it pulls while so many wait; None: whenever it is free"
     )
 
 
