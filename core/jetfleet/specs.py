@@ -179,7 +179,9 @@ class JobSettings(Frozen):
     ack_wait_s: float = Field(
         10.0, ge=1, le=3600, description="silence that means a worker is lost"
     )
-    priority_class: Name = subjects.DEFAULT_CLASS
+    priority_class: Name = Field(
+        subjects.DEFAULT_CLASS, description="never changes; for another one create another job"
+    )
     assignment: Literal["auto", "manual"] = "auto"
     workers: tuple[Name, ...] = Field((), description="for manual assignment: who serves")
     labels: dict[str, str] = Field(default_factory=dict)

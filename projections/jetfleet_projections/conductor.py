@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
 from jetfleet.errors import JetfleetError, LogFull, Unavailable
 from jetfleet.events import (
@@ -39,7 +40,6 @@ from jetfleet.setup import ensure
 from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
-from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.conductor_credentials import CredentialDesk
 from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.observing import Watcher

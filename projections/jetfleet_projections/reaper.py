@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.errors import JetfleetError, Unavailable
 from jetfleet.events import (
@@ -31,7 +32,6 @@ from jetfleet.log import LogReader, read_records
 from jetfleet.settings import Settings
 from jetfleet.stamp import EnvelopeFields, Stamp
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import Queued, QueueScan
 
