@@ -43,6 +43,12 @@ class JobWatch:
     _buckets: deque[tuple[int, int]] = field(default_factory=deque)  # number of the bucket, count
     _depths: deque[tuple[float, int]] = field(default_factory=deque)  # when, queued and in flight
 
+    def begin(self, now: float) -> None:
+        """Nothing of before is known any more, nor how much there is."""
+        self.since, self.asked_at = now, -1.0
+        self._buckets.clear()
+        self._depths.clear()
+
     def arrived(self, now: float) -> None:
         bucket = int(now / BUCKET_S)
         if self._buckets and self._buckets[-1][0] == bucket:
@@ -133,9 +139,9 @@ class Watcher:
             self.wake()
 
     def restarted(self) -> None:
-        """The broker was away: what came meanwhile was not heard, so observing begins anew."""
+        """What came meanwhile was not heard, or all at once: observing begins anew."""
         for watch in self.watches.values():
-            watch.since, watch.asked_at = self.monotonic(), -1.0
+            watch.begin(self.monotonic())
 
     async def ask(self, jobs: Iterable[JobState]) -> list[JobState]:
         """Those of whose consumers the depth is known now."""
