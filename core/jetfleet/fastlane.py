@@ -98,12 +98,30 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if AVAILABLE:
             self._ps: Parser = FastParser(self)
 
-    async def abandon(self) -> None:
-        """Close the socket of a connect that was given up; nats-py leaves it open."""
-        if self._transport is not None:
-            self._transport.close()
-            # The connect that was cancelled may have waited for the same, and cancelled that.
-            await asyncio.gather(self._transport.wait_closed(), return_exceptions=True)
+    async def abandon(self, connecting: asyncio.Future[None]) -> None:
+        """Take back a connect, and close what it has opened: nats-py leaves that open."""
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        self._closed_cb = self._disconnected_cb = None  # nobody had it: its end is no news
+        await self.end()
+
+    async def end(self) -> None:
+        """Close for good; returns when nothing is open any more, whatever it was in the middle of.
+
+        nats-py's own ``close`` returns at once while another task of its is at it, and that task
+        may be cancelled; a WebSocket's HTTP session then stays open. What it raises when it writes
+        to what the server has closed (with uvloop a RuntimeError) says nothing new.
+        """
+        await asyncio.gather(self.close(), return_exceptions=True)
+        transport = self._transport
+        if transport is None:
+            return
+        session = getattr(transport, "_client", None)
+        transport.close()
+        # A connect that was cancelled may have waited for the same, and cancelled that.
+        await asyncio.gather(transport.wait_closed(), return_exceptions=True)
+        if session is not None:
+            await session.close()
 
     # -- receiving
 
