@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jetfleet.attempt")
 CANCEL_DEADLINE_S = 2.0  # a model that was asked to stop and did not is killed then
+INPUT_WAIT_S = 30.0  # longest wait for a broker that does not hand out an input
+INPUT_RETRY_S = 0.2
 STARTED_AFTER_S = 0.02  # an attempt that ends sooner is told of by its outcome alone
 TEXT_LIMIT = 16_000  # characters of a traceback or log tail kept in the log
 
@@ -134,7 +136,8 @@ class Task:
         except blobs.BlobUnreadable as error:
             return self._failed("invalid_input", str(error))
         except BrokerUnavailable:
-            return None
+            why = self._cancel_reason
+            return None if why is None else self._cancelled_event(why)
         self.attempt = delivered - 1
         limit = self.owner.spec.retry_limit + 1
         while True:
@@ -259,16 +262,27 @@ class Task:
         self.owner.publisher.chunk(self.invocation, number, text)
 
     async def _input(self) -> bytes:
+        """Its JSON text. Raises BlobUnreadable, and BrokerUnavailable when that stays so."""
         data = self.event.data
         ref = data.input_ref
         if ref is None:
             return pydantic_core.to_json(data.input)
-        owner = self.owner
-        return await blobs.read(
-            owner.link.connection,
-            ref,
-            lambda n: subjects.input_blob(owner.tenant, data.job, ref.blob, n),
-        )
+        owner, began = self.owner, time.monotonic()
+        while True:
+            try:
+                return await blobs.read(
+                    owner.link.connection,
+                    ref,
+                    lambda n: subjects.input_blob(owner.tenant, data.job, ref.blob, n),
+                )
+            except BrokerUnavailable as error:
+                # Handed back at once it would come again at once, an attempt less each time.
+                waited_s = time.monotonic() - began
+                given_up = owner.draining or self._cancel_reason is not None
+                if given_up or waited_s > INPUT_WAIT_S:
+                    raise
+                logger.debug("the input of %s cannot be read yet: %s", self.invocation, error)
+            await asyncio.sleep(INPUT_RETRY_S)
 
     # -- outcomes
 

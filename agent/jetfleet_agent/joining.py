@@ -24,7 +24,6 @@ from jetfleet.settings import Settings
 from jetfleet_agent.links import RENEW_AT
 
 logger = logging.getLogger("jetfleet.joining")
-SETTINGS = ("tenant", "shards", "inline_limit", "payload_limit")
 ASK_S = 5.0
 RETRY_S, RETRY_MOST_S = 0.2, 5.0
 LOOK_S = 2.0  # how often the clock is looked at: a machine that slept has missed its timers
@@ -69,7 +68,7 @@ class Membership:
         """
         if not self._stored():
             await self._exchange()
-        told = {name: self._settings[name] for name in SETTINGS if name in self._settings}
+        told = {name: self._settings[name] for name in joining.SETTINGS if name in self._settings}
         return settings.model_copy(update={**told, "nats_url": self.url})
 
     async def connect(self) -> Connection:

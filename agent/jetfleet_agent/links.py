@@ -17,6 +17,7 @@ logger = logging.getLogger("jetfleet.links")
 RETRY_S = 0.2
 PATIENCE_S = 1.0
 RENEW_AT = 0.7  # of a token's life
+RENEW_LEAST_S = 1.0
 
 
 class NotAssigned(JetfleetError):
@@ -84,13 +85,16 @@ class JobLink:
 
     async def _renew(self, base: Connection, worker: str, tenant: str, job: str) -> None:
         while True:
-            await asyncio.sleep(max(1.0, (self.token.expires_at - time.time()) * RENEW_AT))
+            rest_s = self.token.expires_at - time.time()
+            await asyncio.sleep(max(RENEW_LEAST_S, rest_s * RENEW_AT))
             try:
                 self.token.text, self.token.expires_at = await _ask(base, worker, tenant, job)
+                await self.connection.refresh()
             except NotAssigned as error:
                 logger.info("%s", error)
                 return
-            await self.connection.refresh()
+            except Exception:  # without rights the job would stand still here, and nobody know why
+                logger.exception("! the rights on %s are not renewed yet", job)
 
 
 async def _ask_patiently(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:

@@ -81,8 +81,9 @@ class Replica:
     ) -> None:
         """Start the model and return when it serves.
 
-        ``on_lost``: it ended and does not come back. ``on_back``: it ended and serves again, after
-        so many seconds. ``adopt``: it has been started already, by the agent before this one.
+        ``on_lost``: it ended and does not come back; may ``stop`` it. ``on_back``: it ended and
+        serves again, after so many seconds. ``adopt``: it has been started already, by the agent
+        before this one.
 
         Raises:
             StartFailed: it could not be started or made ready.
@@ -94,6 +95,7 @@ class Replica:
                 raise
             await self._start_once()
         self._watch = asyncio.create_task(self._keep_alive(on_lost, on_back))
+        self._watch.add_done_callback(_say_why)
 
     async def _start_once(self, adopt: bool = False) -> None:
         model = self.spec.model
@@ -191,8 +193,8 @@ class Replica:
         """End it for good; nothing of it is left."""
         self.stopping = True
         self.changed()
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._watch is not None and self._watch is not asyncio.current_task():
+            self._watch.cancel()  # not when it is the watch that gives the replica up
         async with self._lock:
             session, self.session = self.session, None
             instance, self.instance = self.instance, None
@@ -202,3 +204,8 @@ class Replica:
             if instance is not None:
                 await instance.stop(STOP_GRACE_S)
             await asyncio.to_thread(shutil.rmtree, self.workdir, ignore_errors=True)
+
+
+def _say_why(watch: asyncio.Task[None]) -> None:
+    if not watch.cancelled() and (error := watch.exception()) is not None:
+        logger.error("! nobody looks after a replica any more", exc_info=error)

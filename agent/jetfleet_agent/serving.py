@@ -108,7 +108,7 @@ class Serving:
                 await asyncio.to_thread(adoption.remember, replica.workdir, event)
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
-            await replica.start(self._on_gone, self._on_back, adopt=adopt)
+            await replica.start(self._on_lost, self._on_back, adopt=adopt)
         except (StartFailed, NotAssigned) as error:
             reason = error.reason if isinstance(error, StartFailed) else str(error)
             replica.failure = error if isinstance(error, StartFailed) else StartFailed(reason)
@@ -182,10 +182,6 @@ class Serving:
                 job.heed(pending, min(max(0.0, for_s), LONGEST_LEASE_S))
 
     # -- ending
-
-    async def _on_gone(self, replica: Replica) -> None:
-        """It ended and does not come back; said by the watch in it, which ends with it."""
-        self.soon(self._on_lost(replica))
 
     async def _on_lost(self, replica: Replica) -> None:
         """A replica could not be made ready, or does not come back."""

@@ -166,11 +166,9 @@ class Connection:
             if refused.done():
                 raise self._refusal(refused.result())
             connecting.result()
-        finally:
-            if refused.done() or not connecting.done():
-                connecting.cancel()
-                await asyncio.gather(connecting, return_exceptions=True)
-                await client.abandon()
+        except BaseException:
+            await client.abandon(connecting)
+            raise
         self.nats = client
 
     def _refusal(self, why: str) -> BrokerUnavailable:
@@ -201,12 +199,11 @@ class Connection:
         self._closing = True
         if self._redial is not None:
             self._redial.cancel()
+            await asyncio.gather(self._redial, return_exceptions=True)
         with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):
             async with asyncio.timeout(2):
                 await self.nats.flush()
-        # uvloop raises RuntimeError when nats-py writes to a transport that the server has closed.
-        with contextlib.suppress(nats.errors.Error, OSError, RuntimeError):
-            await self.nats.close()
+        await self.nats.end()
         self.stores.close()
 
     # -- publishing
@@ -373,6 +370,7 @@ class Connection:
                     await entry.start()
             except (TimeoutError, BrokerUnavailable, nats.errors.Error, OSError) as error:
                 self._trouble(f"cannot connect: {error}")
+                await self.nats.end()  # it may be a new one, which took not all of ours
                 wait = min(wait * 2, RECONNECT_MOST_S)
                 continue
             self._restored("dialled anew")

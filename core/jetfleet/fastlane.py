@@ -25,7 +25,7 @@ Take = Callable[[Msg], None]
 _INTERNALS = ("_process_msg", "_flush_pending", "_send_command", "_process_headers", "_remove_sub")
 AVAILABLE = all(hasattr(Nats, name) for name in _INTERNALS)
 WRITE_BUFFER = 1024 * 1024  # bytes; beyond it the flusher waits for the socket
-ABANDON_S = 2.0  # a peer is waited for at most so long
+END_S = 2.0  # a peer is waited for at most so long
 IDLE_S = 0.0003  # without a write for so long: nothing to wait for
 _PLAIN = b"NATS/1.0\r\n"  # a status would stand in this line
 _LINE = b"\r\n"
@@ -99,28 +99,33 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if AVAILABLE:
             self._ps: Parser = FastParser(self)
 
-    async def close(self) -> None:
-        """Close; what nats-py began to close by itself is waited for too."""
-        try:
-            await super().close()
-        finally:
-            await self.abandon()
+    async def abandon(self, connecting: asyncio.Future[None]) -> None:
+        """Take back a connect, and close what it has opened: nats-py leaves that open."""
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        self._closed_cb = self._disconnected_cb = None  # nobody had it: its end is no news
+        await self.end()
 
-    async def abandon(self) -> None:
-        """Leave nothing open: of a connect that was given up, or of a close by nats-py itself,
-        which nobody else can wait for and which may get stuck with a peer that is gone."""
+    async def end(self) -> None:
+        """Close for good; returns when nothing is open any more, whatever it was in the middle of.
+
+        nats-py's own ``close`` returns at once while another task of its is at it, and that task
+        may be cancelled; a WebSocket's HTTP session then stays open. What it raises when it writes
+        to what the server has closed (with uvloop a RuntimeError) says nothing new.
+        """
+        await asyncio.gather(self.close(), return_exceptions=True)
         for subscription in self._subs.values():
             if subscription._wait_for_msgs_task is not None:
                 subscription._wait_for_msgs_task.cancel()
         transport = self._transport
         if transport is None:
             return
-        session = getattr(transport, "_client", None)  # of a WebSocket
+        session = getattr(transport, "_client", None)
         transport.close()
         closing = asyncio.ensure_future(transport.wait_closed())
-        await asyncio.wait({closing}, timeout=ABANDON_S)
+        await asyncio.wait({closing}, timeout=END_S)
         closing.cancel()
-        # Whoever was cancelled while waiting for the same has cancelled that too.
+        # A connect that was cancelled may have waited for the same, and cancelled that.
         await asyncio.gather(closing, return_exceptions=True)
         if session is not None:
             await session.close()

@@ -22,6 +22,7 @@ from jetfleet.errors import InvalidRequest, JetfleetError
 PREFIX = "jfj_"
 CLAIM = "jetfleet_join"  # in the JWT's part for NATS, beside its permissions
 SCHEMES = ("nats://", "tls://", "ws://", "wss://")
+SETTINGS = ("tenant", "shards", "inline_limit", "payload_limit")  # which a worker is told
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import Connection
 from jetfleet.fleet import FleetState, ReplicaState, evolve_fleet
 from jetfleet.log import LogReader, read_records
@@ -91,7 +92,7 @@ class LogFeed:
 
     async def _fold(self, reader: LogReader) -> None:
         async for record in read_records(reader):
-            if record.event is None:
+            if record.event is None or disagreement(FLEET, record.subject, record.event):
                 continue
             before = self.fleet.replicas
             self.fleet = evolve_fleet(self.fleet, record.event, record.seq)

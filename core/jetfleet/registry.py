@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import Connection, WrongSequence
 from jetfleet.errors import (
     AlreadyExists,
@@ -61,7 +62,7 @@ class Registry:
     tenant: str
     stamp: Stamp
     state: RegistryState = field(default_factory=RegistryState)
-    invalid: int = 0  # events set aside because they do not decode
+    invalid: int = 0  # events set aside: they do not decode, or contradict their subject
     _reader: LogReader = field(init=False)
     _task: asyncio.Task[None] | None = None
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -91,13 +92,15 @@ class Registry:
 
     async def _follow(self) -> None:
         async for record in read_records(self._reader):
-            if record.event is None:
+            event = record.event
+            why = record.error if event is None else disagreement(REGISTRY, record.subject, event)
+            if event is None or why:
                 self.invalid += 1
-                logger.warning("registry event %d is set aside: %s", record.seq, record.error)
+                logger.warning("registry event %d is set aside: %s", record.seq, why)
                 # Seen all the same: nobody must wait for it to be folded.
                 self.state = replace(self.state, seq=record.seq)
             else:
-                self.state = evolve_registry(self.state, record.event, record.seq)
+                self.state = evolve_registry(self.state, event, record.seq)
             async with self._moved:
                 self._moved.notify_all()
 
@@ -193,6 +196,7 @@ class Registry:
 
         Raises:
             ModelNotFound: its model version is not registered (or differs from what is).
+            Conflict: it has another priority class; what is queued under that would never run.
         """
         registered = self.model(self.tenant, spec.model.name, spec.model.version)
         if registered != spec.model:
@@ -207,6 +211,12 @@ class Registry:
             fields = _differences(present.spec, spec)
             if not fields:
                 return Change("unchanged", spec.name)
+            if "priority_class" in fields:
+                raise Conflict(
+                    f"inference job {spec.name!r} has priority_class "
+                    f"{present.spec.priority_class!r}, and keeps it: what is queued under it would "
+                    f"never run; create another job with {spec.priority_class!r} instead"
+                )
             updated = JobUpdated(
                 **self.stamp(self.tenant), data=JobUpdated.Data(job=spec, changed=fields)
             )

@@ -180,7 +180,9 @@ class JobSettings(Frozen):
     ack_wait_s: float = Field(
         10.0, ge=1, le=3600, description="silence that means a worker is lost"
     )
-    priority_class: Name = subjects.DEFAULT_CLASS
+    priority_class: Name = Field(
+        subjects.DEFAULT_CLASS, description="never changes; for another one create another job"
+    )
     balancing: bool = Field(
         True, description="slower workers leave what they can to faster ones, see docs/policies.md"
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from jetfleet.events import WorkerHeartbeat
 
 MOST_WORKERS = 10_000  # the table of a fleet whose machines come and go for years stays bounded
+MOST_KINDS = 1_000  # of one worker: names of models in its heartbeats are claims
 Kind = tuple[str, str, str]  # tenant, model (name:version), type of GPU (empty: none)
 
 
@@ -80,10 +81,11 @@ def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
         return state
     worker = heartbeat.data.worker
     known = dict(state.workers)
-    before = known.pop(worker, {})
+    # What was told last comes last, so that what was not told for longest goes first.
+    before = {k: s for k, s in known.pop(worker, {}).items() if k not in told}
     if len(known) >= MOST_WORKERS:
         del known[next(iter(known))]  # the one that told nothing for longest
-    known[worker] = {**before, **told}
+    known[worker] = dict([*before.items(), *told.items()][-MOST_KINDS:])
     return replace(state, workers=known)
 
 

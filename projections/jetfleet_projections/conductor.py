@@ -10,6 +10,7 @@ keeps nothing that the log cannot give back: kill it any time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
 from jetfleet.errors import JetfleetError, LogFull, Unavailable
 from jetfleet.events import (
@@ -49,10 +51,10 @@ from jetfleet.specs import JobSpec
 from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
-from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.balancer import Balancer
 from jetfleet_projections.conductor_credentials import CredentialDesk
 from jetfleet_projections.conductor_joining import JoinDesk
+from jetfleet_projections.freshness import SLOW_S, Freshness
 from jetfleet_projections.observing import Watcher
 from jetfleet_projections.reaper import Reaper
 from jetfleet_projections.scaler import Scaler
@@ -84,14 +86,18 @@ class Conductor:
     # The spec of a job, the session of a worker: looked at in every round, so by identity.
     _made_for: dict[JobKey | str, JobSpec | int] = field(default_factory=dict)
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
+    _known: float | None = None  # when this round began to know all that there is, loop time
+    _slept: bool = False  # the loop stood still, since somebody looked here
+    fresh: Freshness = field(init=False)
     reaper: Reaper = field(init=False)
     scaler: Scaler = field(init=False)
     balancer: Balancer = field(init=False)
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
+        self.fresh = Freshness(self.connection, lambda: (self.registry.seq, self.fleet.seq))
         self.reaper = Reaper(self.connection, self.settings, self.stamp, lambda: self.registry,
-                             lambda: self.fleet)  # fmt: skip
+                             lambda: self.fleet, self.fresh)  # fmt: skip
         watcher = Watcher(self.connection, self.settings.shards, self.stamp.clock.monotonic,
                           self._wake.set)  # fmt: skip
         self.scaler = Scaler(watcher, self.stamp)
@@ -119,11 +125,16 @@ class Conductor:
                 await self._round()
                 self.rounds += 1
                 self._wake.clear()
-                try:
-                    async with asyncio.timeout(TICK_S):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Until something happens, a tick at most; if it was longer, we were stopped."""
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICK_S):
+                await self._wake.wait()
+        self._slept |= loop.time() - before > TICK_S + SLOW_S
 
     async def _open_desks(self) -> None:
         """Answer workers, once what they may do is known."""
@@ -168,6 +179,7 @@ class Conductor:
         if record.stream == REGISTRY:
             if event is not None and not why:
                 self.registry = evolve_registry(self.registry, event, seq)
+            self.registry = replace(self.registry, seq=seq)
             return
         if event is not None and not why:
             self.fleet = evolve_fleet(self.fleet, event, seq)
@@ -182,14 +194,28 @@ class Conductor:
 
     async def _round(self) -> None:
         try:
+            self._known = await self._know()
+            if self._known is None:
+                return
             await self._ensure_consumers()
-            await self._declare_lost()
+            await self._declare_lost(self._known)
             if self.fleet.control_seq >= self._decided_seq:
                 await self._decide()
         except (Unavailable, LogFull) as error:
             logger.info("cannot decide now: %s", error)
         except JetfleetError:
             logger.exception("a round failed; trying again")
+
+    async def _know(self) -> float | None:
+        """When we knew all that there was; None: nobody's silence counts, nothing is decided."""
+        known = await self.fresh.renew()
+        if known is None:
+            self._heard.clear()  # it is we who hear nothing, or the broker
+        if self._slept:
+            logger.warning("! this conductor stood still for a while; it looks anew")
+            self.scaler.watcher.restarted()
+            self._slept = False
+        return known
 
     async def _decide(self) -> None:
         due = await self.scaler.look(self.registry)
@@ -201,9 +227,7 @@ class Conductor:
             if not await self._append(scaled, subject, fleet.control_seq):
                 return
             fleet = evolve_fleet(fleet, scaled, self._decided_seq)
-            logger.info(
-                "↕ %s from %s to %d: %s", data.job, data.before, data.desired, data.why.reason
-            )
+            logger.info("↕ %s: %s to %d: %s", data.job, data.before, data.desired, data.why.reason)
         last, seen = fleet.control_seq, Observation(registry, fleet, self.speeds, self.images)
         for decision in placement.place(seen, self.stamp.clock.now()):
             event, subject = self._event(decision, seen)
@@ -212,16 +236,18 @@ class Conductor:
             last = self._decided_seq
             logger.info("%s", _words(decision))
         for balanced in self.balancer.decide(uneven, registry, fleet):
-            subject = subjects.balanced(balanced.tenant, balanced.data.job)
-            if not await self._append(balanced, subject, last):
+            job, reason = balanced.data.job, balanced.data.why.reason
+            if not await self._append(balanced, subjects.balanced(balanced.tenant, job), last):
                 return
             last = self._decided_seq
-            logger.info("⚖ %s: %s", balanced.data.job, balanced.data.why.reason)
+            logger.info("⚖ %s: %s", job, reason)
             for worker, term in self.balancer.news(balanced, fleet):
                 self._nudge(worker, {"balance": [term]})
 
     async def _append(self, event: Event, subject: str, last: int) -> bool:
         """Store a decision unless another was made after ``last``; whether it was stored."""
+        if not self.fresh.holds(self._known):
+            return False
         try:
             stored = await self.connection.store(
                 subject, encode(event), msg_id=event.id, expect=(last, subjects.ALL_CONTROL)
@@ -341,17 +367,16 @@ class Conductor:
         body = json.dumps(command).encode()
         self.connection.spawn(self.connection.publish(subjects.command(worker), body))
 
-    async def _declare_lost(self) -> None:
-        if not self.connection.connected:
-            self._heard.clear()  # it is we who hear nothing
-            return
-        now = asyncio.get_running_loop().time()
+    async def _declare_lost(self, now: float) -> None:
+        """``now``: all that was said before then has been heard."""
         for worker in self.fleet.workers.values():
             if worker.status not in ("joined", "draining"):
                 self._heard.pop(worker.name, None)
                 continue
             silent = now - self._heard.setdefault(worker.name, now)
             if silent > max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S):
+                if not self.fresh.holds(now):
+                    return
                 await self._lose(worker, silent)
 
     async def _lose(self, worker: WorkerState, silent: float) -> None:

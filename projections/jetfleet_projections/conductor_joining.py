@@ -179,10 +179,7 @@ class JoinDesk:
             raise NotAdmitted("busy", "too much is being decided just now; try again")
         return {
             **worker_credentials(asker.worker, asker.public_key, seed, life_s),
-            "settings": {
-                name: getattr(self.settings, name)
-                for name in ("tenant", "shards", "inline_limit", "payload_limit")
-            },
+            "settings": {name: getattr(self.settings, name) for name in joining.SETTINGS},
         }
 
     async def _write_down(self, asker: Asker, last: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import duckdb
 
+from jetfleet.agreement import route
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections import statements
-from jetfleet_projections.agreement import route
 from jetfleet_projections.batches import Batch
 from jetfleet_projections.staging import SetAside, stage, utc
 

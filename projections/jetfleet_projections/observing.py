@@ -48,7 +48,13 @@ class JobWatch:
     _told: list[tuple[float, int]] = field(default_factory=list)  # depth x time until then; depth
 
     def __post_init__(self) -> None:
-        self._first = int(self.since / BUCKET_S)
+        self.begin(self.since)
+
+    def begin(self, now: float) -> None:
+        """Nothing of before is known any more, nor how much there is."""
+        self.since, self.asked_at = now, -1.0
+        self._first, self._totals = int(now / BUCKET_S), [0]
+        self._told_at, self._told = [], []
 
     def arrived(self, now: float) -> None:
         self._reach(int(now / BUCKET_S) + 1)
@@ -161,9 +167,9 @@ class Watcher:
             self.wake()
 
     def restarted(self) -> None:
-        """The broker was away: what came meanwhile was not heard, so observing begins anew."""
+        """What came meanwhile was not heard, or all at once: observing begins anew."""
         for watch in self.watches.values():
-            watch.since, watch.asked_at = self.monotonic(), -1.0
+            watch.begin(self.monotonic())
 
     async def ask(self, jobs: Iterable[JobState]) -> list[JobState]:
         """Those of whose consumers the depth is known now."""

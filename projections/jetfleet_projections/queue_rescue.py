@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import Connection
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import OUTCOMES, InvocationQueued, OutcomeEvent
 from jetfleet.log import LogReader, Message, Record, record
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections.agreement import disagreement
 from jetfleet_projections.queue_scan import QueueScan
 
 logger = logging.getLogger("jetfleet.rescue")

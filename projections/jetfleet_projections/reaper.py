@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.errors import JetfleetError, Unavailable
 from jetfleet.events import (
@@ -31,7 +32,7 @@ from jetfleet.log import LogReader, read_records
 from jetfleet.settings import Settings
 from jetfleet.stamp import EnvelopeFields, Stamp
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections.agreement import disagreement
+from jetfleet_projections.freshness import Freshness
 from jetfleet_projections.queue_rescue import UNSETTLED, rescue
 from jetfleet_projections.queue_scan import Queued, QueueScan
 
@@ -52,11 +53,13 @@ class Reaper:
     stamp: Stamp
     registry: Callable[[], RegistryState]
     fleet: Callable[[], FleetState]
+    fresh: Freshness
     scans: list[QueueScan] = field(init=False)
     _due: list[tuple[float, int, int]] = field(default_factory=list)  # (time, shard, queue seq)
     # By invocation: when the broker took the request, and what it says.
     _cancels: dict[str, tuple[datetime, InvocationCancelRequested]] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _known: float | None = None  # when what jobs and replicas there are was last known for sure
     _rescue_at: datetime | None = field(default_factory=lambda: datetime.now(UTC) + UNSETTLED)
 
     def __post_init__(self) -> None:
@@ -109,6 +112,7 @@ class Reaper:
         for scan in self.scans:
             for item in scan.take_new():
                 heapq.heappush(self._due, (item.expires_at.timestamp(), scan.shard, item.seq))
+        self._known = None  # what was scanned now may be of a job that was made just before
         await self._cancel_queued()
         await self._expire()
         await self._sweep_deleted()
@@ -164,14 +168,28 @@ class Reaper:
                 await self._end(item, InvocationExpired(**self._envelope(item), data=data))
 
     async def _sweep_deleted(self) -> None:
-        jobs = self.registry().jobs
         for scan in self.scans:
             for item in list(scan.items.values()):
-                if (item.tenant, item.job) not in jobs and await self._nobody_has(item):
+                if self._deleted(item) and await self._nobody_has(item) and self._deleted(item):
                     await self._end(item, self._cancelled(item, "the job was deleted"))
 
+    def _deleted(self, item: Queued) -> bool:
+        return (item.tenant, item.job) not in self.registry().jobs
+
     async def _nobody_has(self, item: Queued) -> bool:
-        """Whether it waits and no worker can be running it: never delivered, or no replica left."""
+        """Whether it waits and no worker can be running it: never delivered, or no replica left.
+
+        Raises:
+            Unavailable: its job or replicas may not be known to us; we or the broker slept.
+        """
+        if not self.fresh.holds(self._known):
+            self._known = await self.fresh.renew()
+            if self._known is None:
+                raise Unavailable("what was done meanwhile is not known yet")
+        known = self._known
+        return await self._unclaimed(item) and self.fresh.holds(known)
+
+    async def _unclaimed(self, item: Queued) -> bool:
         if not await self.scans[item.shard].still_holds(item):
             return False
         key = (item.tenant, item.job)

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from jetfleet.agreement import disagreement, verb_of
 from jetfleet.events import AnyEvent, InvalidEvent, decode
 from jetfleet.streams import INVOCATIONS
-from jetfleet_projections.agreement import disagreement, verb_of
 
 Row = tuple[Any, ...]
 _COLUMNS_OF_INVOCATIONS = 15

@@ -11,10 +11,11 @@ import pytest
 
 from conftest import settings_for
 from inprocess import conducting, declare, working
-from jetfleet import secrets, subjects
+from jetfleet import blobs, secrets, subjects
 from jetfleet.connection import Connection
-from jetfleet.errors import LogFull
+from jetfleet.errors import BrokerUnavailable, LogFull
 from jetfleet.events import (
+    InvocationCancelled,
     InvocationCompleted,
     ReplicaFailed,
     ReplicaReady,
@@ -89,6 +90,53 @@ async def test_a_model_that_ends_again_and_again_leaves_nothing(
         await (await client.submit("act", "os._exit")).outcome(WAIT)
         await fleet_says(client, ReplicaFailed, replica=first)
         await until(lambda: first not in agent.replicas, "it is forgotten")
+
+
+async def test_an_input_that_cannot_be_read_for_a_moment_costs_no_attempt(
+    client, conductor, settings, monkeypatch
+):
+    read, refused = blobs.read, []
+
+    async def away(*args: Any) -> bytes:
+        if len(refused) < 5:
+            refused.append(args)
+            raise BrokerUnavailable("away")
+        return await read(*args)
+
+    monkeypatch.setattr("jetfleet_agent.attempt.blobs.read", away)
+    await declare(client, retry_limit=0)
+    big = "x" * (settings.inline_limit + 1)
+    async with working(settings):
+        outcome = await (await client.submit("echo", big)).outcome(WAIT)
+    assert isinstance(outcome, InvocationCompleted)
+    assert outcome.data.attempt == 1
+    assert len(refused) == 5
+
+
+async def test_an_input_that_stays_unreadable_is_handed_back_and_cancelled_at_once(
+    client, conductor, settings, monkeypatch
+):
+    asked = []
+
+    async def away(*args: Any) -> bytes:
+        asked.append(args)
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr("jetfleet_agent.attempt.blobs.read", away)
+    monkeypatch.setattr("jetfleet_agent.attempt.INPUT_WAIT_S", 0.3)
+    await declare(client, retry_limit=0)
+    await declare(client, "other")
+    big = "x" * (settings.inline_limit + 1)
+    async with working(settings):
+        outcome = await (await client.submit("echo", big)).outcome(WAIT)
+        assert outcome.data.error.code == "attempts_exhausted"
+        assert len(asked) > 1
+        monkeypatch.setattr("jetfleet_agent.attempt.INPUT_WAIT_S", WAIT)
+        before = len(asked)
+        handle = await client.submit("other", big)
+        await until(lambda: len(asked) > before, "it is waited for")
+        await handle.cancel("not needed")
+        assert isinstance(await handle.outcome(WAIT), InvocationCancelled)
 
 
 async def test_a_job_whose_door_is_not_open_yet_stays_shut_while_the_worker_drains(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.request import urlopen
 
+import aiohttp
 import nats.errors
 import pytest
+from nats.aio.transport import WebSocketTransport
 
 from conftest import settings_for
 from inprocess import connected, depth
@@ -306,6 +309,66 @@ async def test_it_is_dialled_once_more_when_a_subscription_cannot_be_restored(br
         assert (await connection.store(SUBJECT, b"x", msg_id="m", timeout_s=30)).seq == 1
     finally:
         await connection.close()
+
+
+@pytest.fixture
+def sessions(monkeypatch) -> list[aiohttp.ClientSession]:
+    """The HTTP sessions that WebSocket connections of ours have opened."""
+    opened, begin = [], WebSocketTransport.__init__
+
+    def remembered(self: WebSocketTransport, *args: object, **named: object) -> None:
+        begin(self, *args, **named)
+        opened.append(self._client)
+
+    monkeypatch.setattr(WebSocketTransport, "__init__", remembered)
+    return opened
+
+
+async def test_a_dial_that_is_given_up_at_any_moment_leaves_nothing_open(
+    broker, settings, sessions
+):
+    secret = settings.credentials_of("gateway")
+
+    async def given_up(after_s: float) -> None:
+        opening = asyncio.create_task(
+            Connection.open(broker.websocket_url, secret, user="gateway", name="given up")
+        )
+        await asyncio.wait({opening}, timeout=after_s)
+        opening.cancel()
+        (ended,) = await asyncio.gather(opening, return_exceptions=True)
+        if isinstance(ended, Connection):  # it was faster
+            await ended.close()
+
+    for step in range(60):
+        await given_up(step * 0.0003)
+    assert len(sessions) > 30
+    assert all(session.closed for session in sessions)
+    await until(lambda: "given up" not in connections(broker), "the broker has none of them")
+
+
+async def test_a_dial_that_is_refused_leaves_nothing_open(broker, sessions):
+    source = ShortLived(broker, first_s=-10, later_s=-10)
+    for _ in range(10):
+        with pytest.raises(BrokerUnavailable, match="refuses these credentials"):
+            await Connection.open(broker.websocket_url, source, user="conductor", name="late")
+    assert len(sessions) >= 10
+    assert all(session.closed for session in sessions)
+
+
+async def test_what_is_closed_while_the_broker_puts_it_out_leaves_nothing_open(broker, sessions):
+    source = ShortLived(broker, later_s=-10)
+    connection = await Connection.open(
+        broker.websocket_url, source, user="conductor", name="put out"
+    )
+    await until(lambda: not connection.connected, "its token expired")
+    await connection.close()
+    assert all(session.closed for session in sessions)
+    assert connection._redial is None or connection._redial.done()
+
+
+def connections(broker: Broker) -> str:
+    with urlopen(f"http://127.0.0.1:{broker.monitor_port}/connz") as answer:
+        return answer.read().decode()
 
 
 async def test_an_expired_token_is_refused_in_words(broker):

@@ -18,7 +18,9 @@ from jetfleet.errors import (
     JobNotFound,
     ModelNotFound,
 )
+from jetfleet.events import JobDeleted, encode
 from jetfleet.registry import Registry
+from jetfleet.stamp import Stamp
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +189,30 @@ async def test_an_event_that_does_not_validate_is_counted_and_never_obeyed(two):
     await until(lambda: other.registry.invalid == 1, "it is set aside")
     assert other.registry.job("default", "echo") is not None
     assert (await one.apply_job(job(queue_cap=3))).kind == "updated"  # and it blocks nobody
+
+
+async def test_an_event_that_contradicts_its_subject_is_counted_and_never_obeyed(two):
+    one, other = two
+    await one.register_model(model())
+    await one.apply_job(job())
+    gone = JobDeleted(**Stamp("test")("default"), data={"job": "echo"})
+    for job_ in ("another", "echo"):  # the broker vouches for the subject alone
+        verb = "deleted" if job_ == "another" else "disabled"
+        await one.connection.store(subjects.job_event("default", job_, verb), encode(gone))
+    await until(lambda: other.registry.invalid == 2, "both are set aside")
+    assert other.registry.job("default", "echo") is not None
+    assert (await one.apply_job(job(queue_cap=3))).kind == "updated"  # and they block nobody
+
+
+async def test_the_priority_class_of_a_job_never_changes(two):
+    one, _ = two
+    await one.register_model(model())
+    await one.apply_job(job())
+    with pytest.raises(Conflict, match="create another job with 'urgent'"):
+        await one.apply_job(job(priority_class="urgent", queue_cap=3))
+    assert one.registry.job("default", "echo").spec == job()
+    await one.delete_job("echo")
+    assert (await one.apply_job(job(priority_class="urgent"))).kind == "created"
 
 
 async def test_reading_goes_on_while_the_broker_is_away_and_writing_says_so(broker, two):

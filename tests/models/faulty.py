@@ -40,6 +40,11 @@ def until_file(path):
     return "released"
 
 
+def naps(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
 def misbehave(value):
     """Every way in which a model may fail its caller; ``value`` names it."""
     if value == "raise":

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from jetfleet import access, cli, streams
+from jetfleet.agreement import disagreement
 from jetfleet.events import EVENT_TYPES, Event, decode, encode
 from jetfleet.settings import Settings
 from jetfleet_projections import statements
-from jetfleet_projections.agreement import disagreement
 from nats_rules import matches
 
 ROOT = Path(__file__).parents[2]

@@ -74,6 +74,14 @@ def test_the_table_is_bounded_by_forgetting_who_told_nothing_for_longest(monkeyp
     assert set(told.workers) == {"w1", "w3"}
 
 
+def test_what_a_worker_may_claim_is_bounded_too(monkeypatch):
+    monkeypatch.setattr(speeds, "MOST_KINDS", 2)
+    told = after(("w1", [load("a:1"), load("b:1")]), ("w1", [load("a:1")]), ("w1", [load("c:1")]))
+    assert [model for _, model, _ in told.workers["w1"]] == ["a:1", "c:1"]
+    told = after(("w1", [load("a:1"), load("b:1"), load("c:1")]))
+    assert len(told.workers["w1"]) == 2
+
+
 def test_folding_changes_no_state_that_was_there():
     before = after(("w1", [load(service_s=1.0)]))
     after_more = evolve_speeds(
