@@ -364,7 +364,7 @@ async def test_rights_are_given_for_what_is_assigned_and_bound_to_the_workers_ke
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"not json", b'{"tenant":1,"job":[]}'])
 async def test_a_malformed_request_for_rights_is_answered_with_an_error(settings, body):
     async with conducting(settings) as conductor, pretending(settings, "w1") as worker:
-        await until(lambda: "w1" in conductor.fleet.workers, "it has joined")
+        await until(lambda: conductor.rounds and conductor.fleet.workers, "it has joined")
         answer = await worker.connection.request(subjects.ask_credentials("w1"), body, 10)
         assert "error" in json.loads(answer)
 

@@ -13,6 +13,7 @@ from jetfleet.client import Client
 from jetfleet.events import JobScaled, ReplicaAssigned
 from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
 from jetfleet.streams import FLEET
+from stack import fleet_says
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +83,7 @@ async def test_a_burst_gets_as_many_as_it_may_and_they_go_after_it(client, setti
 async def test_a_decision_says_what_it_rests_on(client, settings):
     await declare(client, **ZERO)
     async with conducting(settings), working(settings):
+        await fleet_says(client, JobScaled, job="echo")
         await client.run("echo", 1, wait_s=WAIT)
         events = [r.event async for r in client.events(FLEET) if isinstance(r.event, JobScaled)]
     first, woken = events[:2]
