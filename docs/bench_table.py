@@ -33,6 +33,14 @@ COLUMNS = (
     ("enqueue, /s", "enqueue_per_s", 0),
     ("drain, /s", "drain_per_s", 0),
 )
+# of the conductor: heading, end of the figure's name, digits
+SIZES = (100, 300, 1_000)
+ROUNDS = (
+    ("nothing to do, ms", "steady_ms", 0),
+    ("50 replicas to place, ms", "placing_ms", 0),
+    ("50 that fit nowhere, ms", "starved_ms", 0),
+    ("folding an event, µs", "fold_us", 0),
+)
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -45,6 +53,7 @@ def section(result: Mapping[str, Any]) -> str:
             f"Linux {machine['kernel']}, Python {machine['python']}. Median, and in brackets the "
             "least and the most of the rounds.",
             figures(result["figures"]),
+            rounds(result["figures"]),
             ratios(result["ratios"]),
         )
     )
@@ -56,6 +65,16 @@ def figures(measured: Mapping[str, Mapping[str, float]]) -> str:
     for subject, words in SUBJECTS.items():
         cells = (_cell(measured.get(f"{subject}_{name}"), digits) for _, name, digits in COLUMNS)
         rows.append(_row(words, *cells))
+    return "\n".join(rows)
+
+
+def rounds(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """A row per size of the fleet."""
+    head = _row("a round of the conductor", *(heading for heading, *_ in ROUNDS))
+    rows = [head, _row("---", *["---:"] * len(ROUNDS))]
+    for size in SIZES:
+        cells = (_cell(measured.get(f"rounds_{size}_{name}"), digits) for _, name, digits in ROUNDS)
+        rows.append(_row(f"{size:,} jobs, {size:,} workers", *cells))
     return "\n".join(rows)
 
 

@@ -25,12 +25,12 @@ MODEL = ModelSpec(
 )
 JOB_SPEC = JobSpec(name=JOB, model=MODEL, min_replicas=2, max_replicas=2, timeout_s=30)
 WHY = events.Why(
-    policy="least-loaded",
+    policy="weighted",
     policy_version=1,
-    reason="least loaded of 1 workers with room",
+    reason="best of 1 workers: apart 1, speed 0.5, price 1, room 0.97, image 1",
     observed_registry_seq=4,
     observed_fleet_seq=1,
-    candidates=(events.Candidate(worker=WORKER, score=0.9688),),
+    candidates=(events.Candidate(worker=WORKER, score=0.8464),),
 )
 WHY_RELEASED = WHY.model_copy(update={"reason": "the job was deleted", "candidates": ()})
 WHY_SCALED = WHY.model_copy(

@@ -26,6 +26,7 @@ from jetfleet.events import (
     JobDeleted,
     JobDisabled,
     JobEnabled,
+    JobLoad,
     JobScaled,
     JobUpdated,
     ModelRegistered,
@@ -38,14 +39,17 @@ from jetfleet.events import (
     Why,
     WorkerAdmitted,
     WorkerDraining,
+    WorkerHeartbeat,
     WorkerJoined,
     WorkerLeft,
     WorkerLost,
     WorkerTokenRevoked,
 )
 from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.images import Images, evolve_images
 from jetfleet.policies.placement import Assign, Decision, Observation, place
 from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec, Resources
+from jetfleet.speeds import Speeds, evolve_speeds
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 TENANT = "default"
@@ -308,16 +312,39 @@ def _flat(events: Iterable[Event | Iterable[Event]]) -> Iterable[Event]:
 # -- placement
 
 
-def world(declared: Iterable[Event], happened: Iterable[Event | Iterable[Event]]) -> Observation:
-    """What placement sees once people declared this and the fleet said that."""
-    return Observation(registry(*declared), fleet(*happened))
+def took(worker: str, seconds: float, of: str = "echo:1", on: str = "", runs: int = 10) -> Event:
+    """A heartbeat: one run of this model takes a worker so long, on this type of GPU."""
+    load = JobLoad(
+        job="any", tenant=TENANT, replicas_ready=1, slots=1, running=0, finished=runs,
+        busy_s=seconds * runs, model=of, gpu=on, service_s=seconds,
+    )  # fmt: skip
+    return WorkerHeartbeat(**envelope(), data={"worker": worker, "session": "s1", "jobs": (load,)})
+
+
+def world(
+    declared: Iterable[Event],
+    happened: Iterable[Event | Iterable[Event]],
+    heard: Iterable[Event] = (),
+) -> Observation:
+    """What placement sees once people declared this, the fleet said that, and these heartbeats."""
+    state, images, speeds = FleetState(), Images(), Speeds()
+    for event in _flat(happened):
+        state = fleet(event, onto=state)
+        images = evolve_images(images, event, state)
+    for beat in heard:
+        assert isinstance(beat, WorkerHeartbeat)
+        speeds = evolve_speeds(speeds, beat)
+    return Observation(registry(*declared), state, speeds, images)
 
 
 def decide(
-    declared: Iterable[Event], happened: Iterable[Event | Iterable[Event]], seconds: float = 0
+    declared: Iterable[Event],
+    happened: Iterable[Event | Iterable[Event]],
+    seconds: float = 0,
+    heard: Iterable[Event] = (),
 ) -> list[str]:
     """What placement decides then, in words."""
-    return in_words(place(world(declared, happened), at(seconds)))
+    return in_words(place(world(declared, happened, heard), at(seconds)))
 
 
 def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0) -> Observation:

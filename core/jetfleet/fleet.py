@@ -7,7 +7,7 @@ session) change nothing: what a stale or lying worker says is never obeyed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import singledispatch
@@ -37,6 +37,7 @@ from jetfleet.events import (
     WorkerLost,
     WorkerTokenRevoked,
 )
+from jetfleet.persistent import drop, put
 from jetfleet.specs import JobSpec, Machine, ModelSpec
 
 JobKey = tuple[str, str]  # tenant, job
@@ -94,6 +95,7 @@ class WorkerState:
     labels: Mapping[str, str]
     owner: str
     trusted: bool
+    price_per_hour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,8 @@ def _(event: ModelRegistered, state: RegistryState, seq: int) -> RegistryState:
         return state  # immutable per version: the first registration holds
     return replace(
         state,
-        models={**state.models, key: model},
-        latest={**state.latest, key[:2]: model.version},
+        models=put(state.models, key, model),
+        latest=put(state.latest, key[:2], model.version),
     )
 
 
@@ -191,7 +193,7 @@ def _(event: JobCreated, state: RegistryState, seq: int) -> RegistryState:
     if key in state.jobs:
         return state
     job = JobState(event.tenant, event.data.job, True, seq, seq, event.time)
-    return replace(state, jobs={**state.jobs, key: job})
+    return replace(state, jobs=put(state.jobs, key, job))
 
 
 @_registry.register
@@ -212,7 +214,7 @@ def _(event: JobDisabled, state: RegistryState, seq: int) -> RegistryState:
 @_registry.register
 def _(event: JobDeleted, state: RegistryState, seq: int) -> RegistryState:
     key = (event.tenant, event.data.job)
-    return replace(state, jobs={k: v for k, v in state.jobs.items() if k != key})
+    return replace(state, jobs=drop(state.jobs, key))
 
 
 def _change_job(
@@ -232,7 +234,7 @@ def _change_job(
         enabled=job.enabled if enabled is None else enabled,
         updated_seq=seq,
     )
-    return replace(state, jobs={**state.jobs, key: job})
+    return replace(state, jobs=put(state.jobs, key, job))
 
 
 # -- fleet
@@ -259,8 +261,8 @@ def _(event: WorkerAdmitted, state: FleetState, seq: int) -> FleetState:
     used = replace(token, admitted=token.admitted | {(data.worker, data.public_key)})
     return replace(
         state,
-        admissions={**state.admissions, data.worker: admission},
-        tokens={**state.tokens, data.token: used},
+        admissions=put(state.admissions, data.worker, admission),
+        tokens=put(state.tokens, data.token, used),
     )
 
 
@@ -268,7 +270,7 @@ def _(event: WorkerAdmitted, state: FleetState, seq: int) -> FleetState:
 def _(event: WorkerTokenRevoked, state: FleetState, seq: int) -> FleetState:
     token = state.tokens.get(event.data.token, TokenState())
     gone = replace(token, revoked=True)
-    return replace(state, tokens={**state.tokens, event.data.token: gone})
+    return replace(state, tokens=put(state.tokens, event.data.token, gone))
 
 
 @_fleet.register
@@ -279,10 +281,10 @@ def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
     vouched = data if admission is None else admission
     worker = WorkerState(
         data.worker, data.session, data.machine, "joined", seq, data.public_key, data.heartbeat_s,
-        {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted,
+        {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted, data.price_per_hour,
     )  # fmt: skip
     kept = _without_replicas(state, data.worker, keep=frozenset(data.replicas))
-    return replace(kept, workers={**state.workers, data.worker: worker})
+    return replace(kept, workers=put(state.workers, data.worker, worker))
 
 
 @_fleet.register
@@ -307,7 +309,7 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
         data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time,
         gpus=data.gpus,
     )  # fmt: skip
-    return replace(state, replicas={**state.replicas, data.replica: new})
+    return replace(state, replicas=put(state.replicas, data.replica, new))
 
 
 @_fleet.register
@@ -320,7 +322,7 @@ def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
 @_fleet.register
 def _(event: JobScaled, state: FleetState, seq: int) -> FleetState:
     new = (event.data.desired, event.data.why.observed_registry_seq)
-    return replace(state, scaled={**state.scaled, (event.tenant, event.data.job): new})
+    return replace(state, scaled=put(state.scaled, (event.tenant, event.data.job), new))
 
 
 @_fleet.register
@@ -335,7 +337,7 @@ def _(event: ReplicaReady, state: FleetState, seq: int) -> FleetState:
     if changed is state:
         return state
     key = (state.replicas[data.replica].key, data.worker)
-    return replace(changed, failures={k: v for k, v in state.failures.items() if k != key})
+    return replace(changed, failures=drop(state.failures, key))
 
 
 @_fleet.register
@@ -345,13 +347,15 @@ def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
         return state
     key = (state.replicas[data.replica].key, data.worker)  # its job is a claim of the worker
     times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
-    return replace(_without(state, data.replica), failures={**state.failures, key: times})
+    left = drop(state.replicas, data.replica)
+    return replace(state, replicas=left, failures=put(state.failures, key, times))
 
 
 @_fleet.register
 def _(event: ReplicaStopped, state: FleetState, seq: int) -> FleetState:
-    known = _known(state, event.data.replica, event.data.worker)
-    return _without(state, event.data.replica) if known else state
+    if not _known(state, event.data.replica, event.data.worker):
+        return state
+    return replace(state, replicas=drop(state.replicas, event.data.replica))
 
 
 def _known(state: FleetState, replica: str, worker: str) -> bool:
@@ -359,22 +363,18 @@ def _known(state: FleetState, replica: str, worker: str) -> bool:
     return replica in state.replicas and state.replicas[replica].worker == worker
 
 
-def _without(state: FleetState, replica: str) -> FleetState:
-    return replace(state, replicas={k: v for k, v in state.replicas.items() if k != replica})
-
-
-def _without_replicas(
-    state: FleetState, worker: str, keep: frozenset[str] = frozenset()
-) -> FleetState:
-    left = {k: v for k, v in state.replicas.items() if v.worker != worker or k in keep}
-    return replace(state, replicas=left) if len(left) != len(state.replicas) else state
+def _without_replicas(state: FleetState, worker: str, keep: Container[str] = ()) -> FleetState:
+    left = state.replicas
+    for gone in [k for k, v in left.items() if v.worker == worker and k not in keep]:
+        left = drop(left, gone)
+    return replace(state, replicas=left) if left is not state.replicas else state
 
 
 def _change_worker(state: FleetState, name: str, session: str, status: WorkerStatus) -> FleetState:
     worker = state.workers.get(name)
     if worker is None or worker.session != session:
         return state
-    changed = replace(state, workers={**state.workers, name: replace(worker, status=status)})
+    changed = replace(state, workers=put(state.workers, name, replace(worker, status=status)))
     return changed if status == "draining" else _without_replicas(changed, name)
 
 
@@ -396,4 +396,4 @@ def _change_replica(
         old, status=status, ready_at=ready_at or old.ready_at,
         released_seq=released_seq or old.released_seq,
     )  # fmt: skip
-    return replace(state, replicas={**state.replicas, replica: new})
+    return replace(state, replicas=put(state.replicas, replica, new))

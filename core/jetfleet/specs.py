@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from jetfleet import subjects
+from jetfleet.placement_specs import PlacementSpec
 from jetfleet.scaling_specs import ScalingSpec, StaticScaling
 
 # What stands in a subject, a message id or a path, and was made by us: nothing may break out of it.
@@ -182,6 +183,9 @@ class JobSettings(Frozen):
     priority_class: Name = subjects.DEFAULT_CLASS
     assignment: Literal["auto", "manual"] = "auto"
     workers: tuple[Name, ...] = Field((), description="for manual assignment: who serves")
+    placement: PlacementSpec = Field(
+        PlacementSpec(), description="which workers may serve, see docs/policies.md"
+    )
     labels: dict[str, str] = Field(default_factory=dict)
     visibility: Literal["private", "public"] = "private"
 

@@ -42,6 +42,14 @@ class Speeds:
         runs = sum(sample.runs for sample in found)
         return sum(sample.service_s * sample.runs for sample in found) / runs if runs else None
 
+    def by_model(self) -> dict[tuple[str, str], dict[str, dict[str, Sample]]]:
+        """What was told by (tenant, model), then by type of GPU, then by worker."""
+        found: dict[tuple[str, str], dict[str, dict[str, Sample]]] = {}
+        for worker, samples in self.workers.items():
+            for (tenant, model, gpu), sample in samples.items():
+                found.setdefault((tenant, model), {}).setdefault(gpu, {})[worker] = sample
+        return found
+
     def _samples(self, kind: Kind) -> Iterator[Sample]:
         return (samples[kind] for samples in self.workers.values() if kind in samples)
 

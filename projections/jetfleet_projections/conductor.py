@@ -29,13 +29,22 @@ from jetfleet.events import (
     decode,
     encode,
 )
-from jetfleet.fleet import FleetState, RegistryState, WorkerState, evolve_fleet, evolve_registry
+from jetfleet.fleet import (
+    FleetState,
+    JobKey,
+    RegistryState,
+    WorkerState,
+    evolve_fleet,
+    evolve_registry,
+)
+from jetfleet.images import Images, evolve_images
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.policies import placement
 from jetfleet.policies.placement import Assign, Decision, Observation
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure
+from jetfleet.specs import JobSpec
 from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
 from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
@@ -63,12 +72,15 @@ class Conductor:
     registry: RegistryState = field(default_factory=RegistryState)
     fleet: FleetState = field(default_factory=FleetState)
     speeds: Speeds = field(default_factory=Speeds)
+    images: Images = field(default_factory=Images)
     set_aside: int = 0
     rounds: int = 0  # looks at the whole since it began
     _readers: list[LogReader] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: dict[str, float] = field(default_factory=dict)  # by worker, loop time
     _consumers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # The spec of a job, the session of a worker: looked at in every round, so by identity.
+    _made_for: dict[JobKey | str, JobSpec | int] = field(default_factory=dict)
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
     reaper: Reaper = field(init=False)
     scaler: Scaler = field(init=False)
@@ -130,6 +142,7 @@ class Conductor:
     async def _reconnected(self) -> None:
         """After a broker restart: consumers in memory are gone, and nobody's silence counts."""
         self._consumers.clear()
+        self._made_for.clear()
         self._heard.clear()
         self.reaper.broker_restarted()
         self.scaler.watcher.restarted()
@@ -153,6 +166,7 @@ class Conductor:
             return
         if event is not None and not why:
             self.fleet = evolve_fleet(self.fleet, event, seq)
+            self.images = evolve_images(self.images, event, self.fleet)
             self.scaler.heard(event)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
@@ -183,7 +197,7 @@ class Conductor:
             logger.info(
                 "↕ %s from %s to %d: %s", data.job, data.before, data.desired, data.why.reason
             )
-        last, seen = fleet.control_seq, Observation(registry, fleet)
+        last, seen = fleet.control_seq, Observation(registry, fleet, self.speeds, self.images)
         for decision in placement.place(seen, self.stamp.clock.now()):
             event, subject = self._event(decision, seen)
             if not await self._append(event, subject, last):
@@ -237,17 +251,22 @@ class Conductor:
     async def _ensure_consumers(self) -> None:
         """Make what pulls will need: one consumer a job and class, one a worker's session."""
         shards = self.settings.shards
-        for (tenant, job), state in self.registry.jobs.items():
-            shard = subjects.shard_of(job, shards)
-            config = job_consumer(tenant, job, state.spec, shard)
-            await self._ensure_consumer(subjects.queue_stream(shard), config)
+        for key, state in self.registry.jobs.items():
+            if self._made_for.get(key) is not state.spec:
+                tenant, job = key
+                shard = subjects.shard_of(job, shards)
+                config = job_consumer(tenant, job, state.spec, shard)
+                await self._ensure_consumer(subjects.queue_stream(shard), config)
+                self._made_for[key] = state.spec
         for worker in self.fleet.workers.values():
-            if worker.status in ("joined", "draining"):
+            known = self._made_for.get(worker.name) == worker.joined_seq
+            if not known and worker.status in ("joined", "draining"):
                 config = worker_consumer(worker.name, worker.joined_seq)
                 if await self._ensure_consumer(FLEET, config, replace=True):
                     # A pull that met the old consumer as it was deleted gets no answer at all.
                     nudge = subjects.command(worker.name)
                     await self.connection.publish(nudge, b'{"listen":true}')
+                self._made_for[worker.name] = worker.joined_seq
 
     async def _ensure_consumer(
         self, stream: str, config: dict[str, Any], *, replace: bool = False

@@ -7,11 +7,12 @@ what waits and runs is asked of the job's consumer. Jobs of a fixed size cost no
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from operator import sub
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +22,7 @@ from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
 from jetfleet.policies.estimates import index_of_dispersion
 from jetfleet.policies.observation import WINDOWS_S, JobObservation, Past, Service, Window
 from jetfleet.scaling_specs import KpaScaling, LagScaling, ScalingSpec, SloScaling
-from jetfleet.speeds import Speeds
+from jetfleet.speeds import Sample
 
 BUCKET_S = 0.5  # arrivals are counted in steps of this
 # One arrival in the first second of observing is no rate of one a second: before this much was
@@ -40,32 +41,34 @@ class JobWatch:
     in_flight: int = 0
     asleep: bool = True  # no replica: the first invocation is what wakes the job
     asked_at: float = -1.0  # when the depth was last known; negative: never
-    _buckets: deque[tuple[int, int]] = field(default_factory=deque)  # number of the bucket, count
-    _depths: deque[tuple[float, int]] = field(default_factory=deque)  # when, queued and in flight
+    # Sums so far, not counts: what a window holds is the difference of two of them.
+    _first: int = field(init=False)  # number of the oldest bucket that is remembered
+    _totals: list[int] = field(default_factory=lambda: [0])  # before it, and after each bucket
+    _told_at: list[float] = field(default_factory=list)
+    _told: list[tuple[float, int]] = field(default_factory=list)  # depth x time until then; depth
+
+    def __post_init__(self) -> None:
+        self._first = int(self.since / BUCKET_S)
 
     def arrived(self, now: float) -> None:
-        bucket = int(now / BUCKET_S)
-        if self._buckets and self._buckets[-1][0] == bucket:
-            self._buckets[-1] = (bucket, self._buckets[-1][1] + 1)
-        else:
-            self._buckets.append((bucket, 1))
+        self._reach(int(now / BUCKET_S) + 1)
+        self._totals[-1] += 1
 
     def told(self, queued: int, in_flight: int, now: float) -> None:
         """What the consumer says; one without replicas hears of an event before its queue does."""
         if self.asleep and not queued:
             queued = self._arrivals(now - SETTLE_S)
         self.queued, self.in_flight, self.asked_at = queued, in_flight, now
-        self._depths.append((now, queued + in_flight))
+        depth = queued + in_flight
+        if not self._told or self._told[-1][1] != depth:
+            self._told.append((self._area(now), depth))
+            self._told_at.append(now)
 
     def windows(self, lengths_s: Iterable[float], now: float) -> tuple[Window, ...]:
         """Each as long as asked for, or as it was observed; what is older is forgotten."""
         observed = now - self.since
         lengths = sorted({min(length, observed) for length in lengths_s if length > 0})
-        longest = now - (lengths[-1] if lengths else 0.0)
-        while self._buckets and (self._buckets[0][0] + 1) * BUCKET_S <= longest:
-            self._buckets.popleft()
-        while len(self._depths) > 1 and self._depths[1][0] <= longest:
-            self._depths.popleft()
+        self._forget(now - (lengths[-1] if lengths else 0.0))
         found = [
             Window(length, self._arrivals(now - length), self._concurrency(now - length, now))
             for length in lengths
@@ -76,26 +79,51 @@ class JobWatch:
         return tuple(found)
 
     def counts(self, for_s: float, step_s: float, now: float) -> list[int]:
-        """Arrivals in successive steps of equal length, as far as they were observed."""
-        steps = int(min(for_s, now - self.since) / step_s)
-        found = [0] * steps
-        for bucket, count in self._buckets:
-            step = int((now - (bucket + 0.5) * BUCKET_S) / step_s)
-            if 0 <= step < steps:
-                found[step] += count
-        return found
+        """Arrivals in successive steps of equal length, the latest first, as far as observed.
+
+        A step is the whole number of buckets nearest to ``step_s``; the bucket that is being
+        filled is left out.
+        """
+        width = max(1, round(step_s / BUCKET_S))
+        steps = int(min(for_s, now - self.since) / (width * BUCKET_S))
+        last = int(now / BUCKET_S)
+        self._reach(last)
+        ends = self._totals[last - self._first :: -width][: steps + 1]
+        return list(map(sub, ends, ends[1:]))
+
+    def _reach(self, bucket: int) -> None:
+        """Have a total for everything before ``bucket``."""
+        missing = bucket - self._first + 1 - len(self._totals)
+        if missing > 0:
+            self._totals += self._totals[-1:] * missing
+
+    def _forget(self, start: float) -> None:
+        """What no window that begins at ``start`` needs; the depth that held then stays."""
+        gone = int(start / BUCKET_S) - self._first
+        if gone > 0:
+            self._reach(self._first + gone)
+            del self._totals[:gone]
+            self._first += gone
+        told = max(0, bisect_right(self._told_at, start) - 1)
+        del self._told_at[:told], self._told[:told]
 
     def _arrivals(self, start: float) -> int:
-        return sum(count for bucket, count in self._buckets if (bucket + 1) * BUCKET_S > start)
+        """Since ``start``, with all of the bucket that it lies in."""
+        before = max(0, int(start / BUCKET_S) - self._first)
+        return self._totals[-1] - self._totals[min(before, len(self._totals) - 1)]
+
+    def _area(self, at: float) -> float:
+        """Depth summed over time up to ``at``; each depth holds until the next was told."""
+        index = bisect_right(self._told_at, at)
+        if not index:
+            return 0.0
+        area, depth = self._told[index - 1]
+        return area + depth * (at - self._told_at[index - 1])
 
     def _concurrency(self, start: float, now: float) -> float | None:
-        """The mean over time; each depth holds until the next was told."""
-        known = [(max(at, start), depth) for at, depth in self._depths]
-        if not known or now <= known[0][0]:
-            return None
-        ends = [*(at for at, _ in known[1:]), now]
-        area = sum(depth * max(0.0, end - at) for (at, depth), end in zip(known, ends, strict=True))
-        return area / (now - known[0][0])
+        """The mean over time, from ``start`` or from when a depth was first known."""
+        begin = max(start, self._told_at[0]) if self._told_at else now
+        return (self._area(now) - self._area(begin)) / (now - begin) if now > begin else None
 
 
 @dataclass(slots=True, eq=False)
@@ -166,16 +194,19 @@ def observation(
     fleet: FleetState,
     replicas: Iterable[ReplicaState],
     starts_s: Sequence[float],
-    speeds: Speeds,
+    services: Mapping[str, Service],
     history: tuple[Past, ...],
     now: datetime,
     monotonic: float,
 ) -> JobObservation:
-    """What the policies see. ``replicas``: all of the job; ``starts_s``: its last cold starts."""
+    """What the policies see. ``replicas``: all of the job; ``starts_s``: its last cold starts;
+    ``services``: of its model, by type of GPU."""
     spec = job.spec
     joined = [r for r in replicas if _serves(fleet, r)]
-    services = _services(speeds, job)
-    step_s = max([1.0, *(service.mean_s for service in services.values())])
+    counts: list[int] = []
+    if isinstance(spec.scaling, SloScaling):  # the one that asks how bursty arrivals are
+        step_s = max([1.0, *(service.mean_s for service in services.values())])
+        counts = watch.counts(max(WINDOWS_S), step_s, monotonic)
     return JobObservation(
         now=now,
         min_replicas=spec.min_replicas,
@@ -184,7 +215,7 @@ def observation(
         queued=watch.queued,
         in_flight=watch.in_flight,
         windows=watch.windows(lengths(spec.scaling), monotonic),
-        dispersion=index_of_dispersion(watch.counts(max(WINDOWS_S), step_s, monotonic)),
+        dispersion=index_of_dispersion(counts),
         ready_ages_s=tuple(_age(r, now) for r in joined if r.status == "ready"),
         booting_ages_s=tuple(_age(r, now) for r in joined if r.status in ("assigned", "preparing")),
         draining=sum(r.status == "releasing" for r in joined),
@@ -198,9 +229,9 @@ def lengths(spec: ScalingSpec) -> tuple[float, ...]:
     """The windows that a policy with these parameters looks at, seconds."""
     match spec:
         case LagScaling():
-            return (*WINDOWS_S, spec.down_window_s)
+            return (spec.down_window_s,)
         case KpaScaling():
-            return (*WINDOWS_S, spec.panic_window_s, spec.stable_window_s, spec.down_delay_s)
+            return (spec.panic_window_s, spec.stable_window_s, spec.down_delay_s)
         case SloScaling():
             hold_s = spec.hold_cold_starts * spec.assumed_cold_start_s
             own = (spec.fast_window_s, spec.slow_window_s, spec.zero_after_s, hold_s)
@@ -218,15 +249,11 @@ def _age(replica: ReplicaState, now: datetime) -> float:
     return max(0.0, (now - replica.assigned_at).total_seconds())
 
 
-def _services(speeds: Speeds, job: JobState) -> dict[str, Service]:
-    """By type of GPU, weighted by how many runs were told."""
-    found: dict[str, Service] = {}
-    for samples in speeds.workers.values():
-        for (tenant, model, gpu), sample in samples.items():
-            if (tenant, model) != (job.tenant, job.spec.model.ref):
-                continue
-            known = found.get(gpu, Service(0.0, 0))
-            runs = known.runs + sample.runs
-            mean_s = (known.mean_s * known.runs + sample.service_s * sample.runs) / runs
-            found[gpu] = Service(mean_s, runs)
+def services_of(told: Mapping[str, Mapping[str, Sample]]) -> dict[str, Service]:
+    """Lengths of runs of a model by type of GPU, weighted by how many each worker tells of."""
+    found = {}
+    for gpu, samples in told.items():
+        runs = sum(sample.runs for sample in samples.values())
+        busy_s = sum(sample.service_s * sample.runs for sample in samples.values())
+        found[gpu] = Service(busy_s / runs, runs)
     return found

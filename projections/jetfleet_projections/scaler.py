@@ -20,7 +20,7 @@ from jetfleet.policies.scaling import ScalingDecision
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.speeds import Speeds
 from jetfleet.stamp import Stamp
-from jetfleet_projections.observing import Watcher, observation
+from jetfleet_projections.observing import Watcher, observation, services_of
 
 COLD_STARTS = 8  # of the last so many is the mean taken
 TAKE_OVER_S = 2.0  # what the one that decided last leaves undone this long, another does
@@ -82,6 +82,7 @@ class Scaler:
         by_job: dict[JobKey, list[ReplicaState]] = {}
         for replica in fleet.replicas.values() if jobs else ():
             by_job.setdefault(replica.key, []).append(replica)
+        told = speeds.by_model() if jobs else {}
         now = self.stamp.clock.now()
         for job in jobs:
             key = (job.tenant, job.spec.name)
@@ -90,7 +91,8 @@ class Scaler:
                 continue
             before = fleet.desired(job)
             seen = observation(
-                job, watch, fleet=fleet, replicas=by_job.get(key, ()), speeds=speeds,
+                job, watch, fleet=fleet, replicas=by_job.get(key, ()),
+                services=services_of(told.get((job.tenant, job.spec.model.ref), {})),
                 starts_s=self._starts.get(key, ()), history=self._history(key, before, now),
                 now=now, monotonic=self.watcher.monotonic(),
             )  # fmt: skip

@@ -23,6 +23,7 @@ from typing import Any
 
 import container_path
 import measured as measure
+import rounds as conductor
 import uvloop
 from fleet import Fleet, start
 from rich.console import Console
@@ -95,6 +96,9 @@ async def run(quick: bool) -> dict[str, Any]:
             lambda: floor.enqueue_and_drain(queue), lambda: raw.enqueue_and_drain(queue),
             lambda: client.enqueue_and_drain(queue),
         )  # fmt: skip
+    gc.unfreeze()
+    console.print("rounds of the conductor", style="bold")
+    samples |= await conductor.samples(2 if quick else 10)
     return document(samples, quick)
 
 
@@ -127,6 +131,9 @@ def document(samples: Samples, quick: bool) -> dict[str, Any]:
     budget = median["http_floor_p50_ms"] + 1.7 * median["log_p50_ms"]
     ratios["run_sync p50 / (HTTP floor + 1.7 log floor)"] = {
         "value": median["run_sync_p50_ms"] / budget, "bound": 1.0, "smaller_is_better": True,
+    }  # fmt: skip
+    ratios["conductor, 1,000 jobs and workers, 50 to place, ms"] = {
+        "value": median["rounds_1000_placing_ms"], "bound": 250.0, "smaller_is_better": True,
     }  # fmt: skip
     if "in_container_p50_ms" in median:
         ratios["container p50 - process p50, ms"] = {

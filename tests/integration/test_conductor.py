@@ -140,7 +140,7 @@ async def test_a_job_is_placed_on_a_worker_with_the_reasons_why(client, settings
         (event,) = await assigned(client, 1)
     assert (event.data.worker, event.data.job) == ("w1", "echo")
     assert event.data.shard == subjects.shard_of("echo", settings.shards)
-    assert event.data.why.policy == "least-loaded"
+    assert event.data.why.policy == "weighted"
     assert event.data.why.observed_registry_seq == 2
     assert [c.worker for c in event.data.why.candidates] == ["w1"]
     assert event.source.startswith("conductor/")

@@ -96,7 +96,10 @@ def bench_result() -> dict[str, Any]:
     return {
         "at": "2026-01-31T12:00:00+00:00", "quick": False,
         "machine": {"cpus": 2, "processor": "a CPU", "python": "3.11.7", "kernel": "6.1"},
-        "figures": {"client_p50_ms": figure, "client_64_per_s": {**figure, "median": 4321.0}},
+        "figures": {
+            "client_p50_ms": figure, "client_64_per_s": {**figure, "median": 4321.0},
+            "rounds_300_steady_ms": {"median": 34.5, "min": 30.0, "max": 40.0},
+        },
         "ratios": {"client / floor": ratio, "drain / floor": {**ratio, "smaller_is_better": False}},
     }  # fmt: skip
 
@@ -105,6 +108,7 @@ def test_the_table_of_the_bench_goes_between_its_markers() -> None:
     before = (DOCS / "benchmarks.md").read_text()
     after = bench_table.page(before, bench_result())
     assert "| jetfleet, client | 1.50 (1.00 to 2.00) |  |  | 4,321 (1 to 2) |  |  |" in after
+    assert "| 300 jobs, 300 workers | 34 (30 to 40) |  |  |  |" in after
     assert "| client / floor | 1.20 | ≤ 1.5 | holds |" in after
     assert "| drain / floor | 1.20 | ≥ 1.5 | missed |" in after
     assert bench_table.page(after, bench_result()) == after

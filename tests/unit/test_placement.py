@@ -367,7 +367,7 @@ def test_a_decision_says_who_was_considered_and_why_not_taken():
     seen = world([created(big)], [joined("small", memory_mib=2000), joined("large")])
     (decision,) = place(seen, at(0))
     assert isinstance(decision, Assign)
-    assert decision.reason == "least loaded of 1 workers with room"
+    assert decision.reason == ("best of 2 workers: apart 1, speed 0.5, price 1, room 0.88, image 1")
     small = next(c for c in decision.candidates if c.worker == "small")
     assert small.rejected == "1488 MiB free, 2000 needed"
     large = next(c for c in decision.candidates if c.worker == "large")

@@ -39,7 +39,7 @@ def test_a_window_has_what_came_in_it_and_is_no_longer_than_what_was_observed():
 def test_what_is_older_than_the_longest_window_is_forgotten():
     watched = watch(*(n + 0.1 for n in range(1000)))
     assert watched.windows((10, 300), now=1000.0)[-1].arrivals == 300
-    assert len(watched._buckets) == 300
+    assert len(watched._totals) <= 2 * 300 + 1
 
 
 def test_the_first_arrival_after_a_start_is_no_high_rate():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import sqrt
+from operator import mul, sub
 
 from jetfleet.policies.observation import JobObservation
 
@@ -70,11 +70,11 @@ def index_of_dispersion(counts: Sequence[int]) -> float:
     long as a run.
     """
     mean = sum(counts) / len(counts) if counts else 0.0
-    pairs = list(pairwise(counts))
     if len(counts) < _ENOUGH or not mean:
         return 1.0
-    index = sum((b - a) ** 2 for a, b in pairs) / (2 * len(pairs)) / mean
-    return index if index > 1 + 2 * sqrt(3 / len(pairs)) else 1.0
+    steps = list(map(sub, counts[1:], counts))
+    index = sum(map(mul, steps, steps)) / (2 * len(steps)) / mean
+    return index if index > 1 + 2 * sqrt(3 / len(steps)) else 1.0
 
 
 def peakedness(dispersion: float, most: float = 8.0) -> float:

@@ -1,110 +1,44 @@
-"""Placement: which worker, and which of its GPUs, runs a replica. Enough free memory first, then
-the least loaded.
+"""Placement: which worker, and which of its GPUs, runs a replica: filters, then scores.
 
-GPU memory is accounted by the GPUs that decisions gave to replicas: two replicas share a GPU only
-if what both need fits into it.
+``placement_filters`` says which workers may run it, ``placement_rooms`` what is left on them,
+``placement_scores`` which of those that can is liked best; ``placement_search`` finds that one.
 
 A pure function of an observation and ``now``. It also says which replicas to let go: of deleted
-jobs, above the wanted number, and of an older spec once the newer one serves.
+jobs, above the wanted number, of an older spec once the newer one serves, and those that are where
+the job no longer allows them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
-from jetfleet.events import Candidate
-from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaState, WorkerState
+from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
+from jetfleet.policies.placement_filters import no_room, place_of, too_close, unsuitable
+from jetfleet.policies.placement_rooms import RESERVED_MIB, Room, rooms_of
+from jetfleet.policies.placement_search import (
+    Assign,
+    Decision,
+    Observation,
+    Release,
+    Round,
+    Search,
+)
 from jetfleet.scaling_specs import SloScaling, StaticScaling
-from jetfleet.specs import JobSpec, Resources
+from jetfleet.specs import JobSpec
 
-NAME = "least-loaded"
-VERSION = 2
-RESERVED_MIB = 512  # of each worker's memory: the system and the agent itself
-LONGEST_BACKOFF_S = 60.0
+__all__ = ["RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "place", "serves"]
+
+NAME = "weighted"
+VERSION = 1
 UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it hears
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the policy sees: the two folds, as of their ``seq``."""
-
-    registry: RegistryState
-    fleet: FleetState
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Run a new replica of a job on a worker."""
-
-    tenant: str
-    spec: JobSpec
-    worker: str
-    reason: str
-    candidates: tuple[Candidate, ...]
-    gpus: tuple[str, ...] = ()  # names of the GPUs that it runs on (``GpuSpec.id``)
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Drain and stop a replica."""
-
-    replica: ReplicaState
-    reason: str
-
-
-Decision = Assign | Release
-
-
-@dataclass(slots=True)
-class _Room:
-    """What is left on a worker while a round of decisions is made."""
-
-    worker: WorkerState
-    memory_mib: int
-    gpus_mib: dict[str, int]  # free, by the GPU's name
-    replicas: int
-
-    @property
-    def load(self) -> float:
-        """Share of the worker's memory that is spoken for."""
-        return 1 - self.memory_mib / max(1, self.worker.machine.memory_mib)
-
-    def take(self, need: Resources, gpus: Sequence[str]) -> None:
-        """Account for a replica on these GPUs; one that the machine has no more costs nothing."""
-        self.memory_mib -= need.memory_mib
-        self.replicas += 1
-        for gpu in gpus:
-            if gpu in self.gpus_mib:
-                self.gpus_mib[gpu] -= need.gpu_memory_mib
-
-    def gpus_for(self, need: Resources) -> tuple[str, ...] | None:
-        """The first GPU with room and capability; none where none is needed; None: no room."""
-        if not need.gpu_memory_mib:
-            return ()
-        for gpu in self.worker.machine.gpus:
-            capable = need.gpu_capability is None or (
-                gpu.compute_capability is not None and gpu.compute_capability >= need.gpu_capability
-            )
-            if capable and self.gpus_mib[gpu.id] >= need.gpu_memory_mib:
-                return (gpu.id,)
-        return None
-
-
-@dataclass(slots=True)
-class _Round:
-    rooms: Mapping[str, _Room]
-    fleet: FleetState
-    now: datetime
-    decisions: list[Decision] = field(default_factory=list)
 
 
 def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     """The decisions due now, in order; none when every job has what it wants."""
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
-    work = _Round(_rooms(fleet), fleet, now)
+    work = Round(observation, rooms_of(fleet), now)
     work.decisions += _unheard(fleet, joined, now)
     again = {release.replica.id for release in work.decisions if isinstance(release, Release)}
     by_job: dict[JobKey, list[ReplicaState]] = {}
@@ -137,36 +71,21 @@ def _unheard(fleet: FleetState, joined: Collection[str], now: datetime) -> Itera
             yield Release(replica, f"its worker did not begin within {UNBEGUN.seconds} s")
 
 
-def _rooms(fleet: FleetState) -> dict[str, _Room]:
-    rooms = {
-        name: _empty(worker) for name, worker in fleet.workers.items() if worker.status == "joined"
-    }
-    # Decisions of version 1 named no GPU: their replicas count where they would be put now, after
-    # all those that we know of.
-    for replica in sorted(fleet.replicas.values(), key=lambda r: (not r.gpus, r.assigned_seq)):
-        if replica.worker in rooms:
-            room, need = rooms[replica.worker], replica.spec.model.resources
-            room.take(need, replica.gpus or room.gpus_for(need) or ())
-    return rooms
-
-
-def _empty(worker: WorkerState) -> _Room:
-    machine = worker.machine
-    # A GPU that is split (MIG) gives a process one of its parts, of a size that we do not know.
-    gpus = {gpu.id: 0 if gpu.mig else gpu.memory_mib or 0 for gpu in machine.gpus}
-    return _Room(worker, machine.memory_mib - RESERVED_MIB, gpus, 0)
-
-
-def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
+def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
     staying = [r for r in replicas if r.status != "releasing"]
-    current = [r for r in staying if _is_current(r, job.spec)]
-    outdated = [r for r in staying if not _is_current(r, job.spec)]
     wanted = _wanted(work.fleet, job, len(staying))
+    if job.spec.placement.trusted:  # its data must not go there: this does not wait for a better
+        astray = [r for r in staying if not work.fleet.workers[r.worker].trusted]
+        work.decisions += [Release(r, "its worker is not trusted") for r in astray]
+        staying = [r for r in staying if work.fleet.workers[r.worker].trusted]
+    current = _current(work, job, staying)
+    if len(current) == len(staying) == wanted:
+        return
+    present = {replica.id for replica in current}
+    outdated = [replica for replica in staying if replica.id not in present]
     for replica in _least_useful(current, job, work.now)[: max(0, len(current) - wanted)]:
         work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
-    unplaced = 0
-    for _ in range(wanted - len(current)):
-        unplaced += not _assign(work, job)
+    unplaced = _add(work, job, current, wanted - len(current)) if len(current) < wanted else 0
     ready = sum(replica.status == "ready" for replica in current)
     if outdated and (ready >= wanted or unplaced):
         # The newer spec serves, or finds no room until an older one goes; what was let go before
@@ -174,11 +93,38 @@ def _serve(work: _Round, job: JobState, replicas: Sequence[ReplicaState]) -> Non
         leaving = len(replicas) - len(staying)
         gone = outdated
         if ready < wanted:
-            useful = [r for r in outdated if not _unfit(job, _empty(work.rooms[r.worker].worker))]
+            useful = [r for r in outdated if _would_help(work, job, r, current)]
             gone = _least_useful(useful, job, work.now)[: max(0, unplaced - leaving)]
         work.decisions += [
             Release(replica, "the job's model or settings changed") for replica in gone
         ]
+
+
+def _current(work: Round, job: JobState, staying: Sequence[ReplicaState]) -> Sequence[ReplicaState]:
+    """Those that are what the job asks for now, where it asks for it."""
+    workers, spec = work.fleet.workers, job.spec
+    current = [
+        r for r in staying if serves(r.spec, spec) and not unsuitable(spec, workers[r.worker])
+    ]
+    if spec.placement.apart is None or len(current) < 2:
+        return current
+    kept: dict[str | None, ReplicaState] = {}  # of those too close to each other the first ready
+    for replica in sorted(current, key=lambda r: (r.status != "ready", r.assigned_seq)):
+        kept.setdefault(place_of(spec, workers[replica.worker]), replica)
+    return list(kept.values())
+
+
+def _would_help(
+    work: Round, job: JobState, outdated: ReplicaState, current: Iterable[ReplicaState]
+) -> bool:
+    """Whether a new replica could be where this one is, if the worker were empty."""
+    worker, workers = work.fleet.workers[outdated.worker], work.fleet.workers
+    taken = {place_of(job.spec, workers[r.worker]) for r in current} - {None}
+    return not (
+        unsuitable(job.spec, worker)
+        or no_room(job.spec.model.resources, Room.empty(worker))
+        or too_close(job.spec, worker, taken)
+    )
 
 
 def _wanted(fleet: FleetState, job: JobState, there: int) -> int:
@@ -190,17 +136,14 @@ def _wanted(fleet: FleetState, job: JobState, there: int) -> int:
     return min(max(there if decided is None else decided, spec.min_replicas), spec.max_replicas)
 
 
-def _is_current(replica: ReplicaState, wanted: JobSpec) -> bool:
-    """Whether a replica is what the job asks for now, where it asks for it."""
-    elsewhere = wanted.assignment == "manual" and replica.worker not in wanted.workers
-    return serves(replica.spec, wanted) and not elsewhere
-
-
 def serves(running: JobSpec, wanted: JobSpec) -> bool:
     """Whether a replica of one spec may stand for another: what it was started with is the same."""
-    return all(
-        getattr(running, name) == getattr(wanted, name)
-        for name in ("model", "concurrency", "ack_wait_s", "retry_limit", "priority_class")
+    return (
+        running.concurrency == wanted.concurrency
+        and running.ack_wait_s == wanted.ack_wait_s
+        and running.retry_limit == wanted.retry_limit
+        and running.priority_class == wanted.priority_class
+        and running.model == wanted.model
     )
 
 
@@ -219,53 +162,25 @@ def _least_useful(
     )
 
 
-def _assign(work: _Round, job: JobState) -> bool:
-    """Place one replica if a worker can take it now; False when none has room for it."""
-    key = (job.tenant, job.spec.name)
-    verdicts = {
-        name: _unfit(job, room) or _back_off(work, job, name)
-        for name, room in sorted(work.rooms.items())
-    }
-    able = [name for name, objection in verdicts.items() if not objection]
-    if not able:  # one that has room and only waits after a failure is worth waiting for
-        return any(not _unfit(job, room) for room in work.rooms.values())
-
-    def rank(name: str) -> tuple[int, float, int, str]:
-        room = work.rooms[name]
-        return (len(work.fleet.failures.get((key, name), ())), room.load, room.replicas, name)
-
-    chosen = min(able, key=rank)
-    candidates = tuple(
-        Candidate(worker=name, rejected=objection)
-        if objection
-        else Candidate(worker=name, score=round(1 - work.rooms[name].load, 4))
-        for name, objection in verdicts.items()
-    )
-    reason = f"least loaded of {len(able)} workers with room"
-    room, need = work.rooms[chosen], job.spec.model.resources
-    gpus = room.gpus_for(need) or ()
-    work.decisions.append(Assign(job.tenant, job.spec, chosen, reason, candidates, gpus))
-    room.take(need, gpus)
-    return True
+def _add(work: Round, job: JobState, current: Iterable[ReplicaState], missing: int) -> int:
+    """Place as many replicas as are missing; how many found no room."""
+    spec = job.spec
+    if (needs := _needs(spec)) in work.full:
+        return missing
+    search = Search.of(work, job, current)
+    for left in range(missing, 0, -1):
+        if not search.assign():
+            if not search.has_room:
+                work.full.add(needs)
+            return 0 if search.waits else left
+    return 0
 
 
-def _unfit(job: JobState, room: _Room) -> str:
-    """Why a worker has no place for a replica of this job; empty when it has."""
-    need, name = job.spec.model.resources, room.worker.name
-    if job.spec.assignment == "manual" and name not in job.spec.workers:
-        return "not among the workers this job is assigned to"
-    if room.memory_mib < need.memory_mib:
-        return f"{room.memory_mib} MiB free, {need.memory_mib} needed"
-    if room.gpus_for(need) is None:
-        return f"no GPU with {need.gpu_memory_mib} MiB free and the capability needed"
-    return ""
-
-
-def _back_off(work: _Round, job: JobState, worker: str) -> str:
-    """Why a worker on which the job failed is left alone for now; empty when it is not."""
-    failures = work.fleet.failures.get(((job.tenant, job.spec.name), worker), ())
-    if failures:
-        wait = min(2.0 ** (len(failures) - 1), LONGEST_BACKOFF_S)
-        if work.now < failures[-1] + timedelta(seconds=wait):
-            return f"{len(failures)} failures there, waiting {wait:g} s after the last"
-    return ""
+def _needs(spec: JobSpec) -> object:
+    """What decides whether a worker can run a replica, but for the other replicas of the job."""
+    need, wish = spec.model.resources, spec.placement
+    return (
+        need.memory_mib, need.gpu_memory_mib, need.gpu_capability,
+        spec.workers if spec.assignment == "manual" else None,
+        wish.trusted, tuple(sorted(wish.labels.items())), wish.max_price_per_hour,
+    )  # fmt: skip
