@@ -13,6 +13,7 @@ from jetfleet.client import Client
 from jetfleet.events import JobScaled, ReplicaReady
 from jetfleet.evidence import explain
 from jetfleet.explain import Explanation
+from jetfleet.policies import placement
 from jetfleet.scaling_specs import LagScaling
 from jetfleet.specs import Resources
 from stack import all_joined, fleet_says, open_job, stack, started
@@ -90,7 +91,7 @@ async def test_a_replica_is_being_prepared(client, fleet):
     assert found.cause.since is not None
     [decision] = [e for e in found.timeline if e.type == "jetfleet.replica.assigned"]
     assert decision.why is not None
-    assert (decision.why.policy, decision.why.candidates[0].worker) == ("least-loaded", "w1")
+    assert (decision.why.policy, decision.why.candidates[0].worker) == (placement.NAME, "w1")
     assert (await because(client, "slow", "preparing")).state == "enabled"
     worker = await because(client, "w1", "serving")
     assert worker.cause.details[0].startswith("slow: preparing (starting) for ")
@@ -125,7 +126,7 @@ async def test_a_job_at_zero_is_woken_and_without_a_conductor_it_is_not(
     assert codes[0] == "waking"
     assert "preparing" in codes
     assert [e.why.policy for e in ended.timeline if e.why is not None] == [
-        "lag", "lag", "least-loaded",
+        "lag", "lag", placement.NAME,
     ]  # fmt: skip
 
 
