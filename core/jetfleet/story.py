@@ -215,10 +215,11 @@ def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each
         case ReplicaReleased():
             return f"the replica of {data.job} on {data.worker} is let go"
         case ReplicaPreparing():
-            return f"{data.worker} prepares the replica: {data.stage}"
+            return f"{data.worker} prepares the replica of {data.job}: {data.stage}"
         case ReplicaReady():
             again = f", restart {data.restarts}" if data.restarts else ""
-            return f"the replica on {data.worker} is ready after {data.prepare_s:.1f} s{again}"
+            where = f"the replica of {data.job} on {data.worker}"
+            return f"{where} is ready after {data.prepare_s:.1f} s{again}"
         case ReplicaFailed():
             return f"the replica of {data.job} on {data.worker} failed: {last_line(data.reason)}"
         case ReplicaStopped():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,8 @@ from jetfleet.commands.common import State, command, connected
 if TYPE_CHECKING:
     from jetfleet.explain import Explanation
     from jetfleet.story import Entry
+
+WORTH_TELLING = timedelta(seconds=0.05)  # a shorter wait would be one of 0.0 s
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +50,8 @@ def lines(explanation: Explanation) -> list[str]:
     cause = explanation.cause
     found = [f"{explanation.name}  {explanation.state}", f"  {cause.sentence(explanation.at)}"]
     found += [f"    {detail}" for detail in cause.details]
-    if explanation.waits:
+    waits = explanation.waits
+    if waits and waits[-1].end - waits[0].start >= WORTH_TELLING:
         found += ["", f"  {_waited(explanation)}"]
     if explanation.timeline:
         found.append("")
