@@ -205,10 +205,16 @@ def stopped(replica: str, worker: str, of: str = "echo") -> Event:
 
 
 def assigned(
-    replica: str, worker: str, spec: JobSpec, seconds: float = 0, gpus: tuple[str, ...] = ()
+    replica: str,
+    worker: str,
+    spec: JobSpec,
+    seconds: float = 0,
+    gpus: tuple[str, ...] = (),
+    replaces: str = "",
 ) -> Event:
     data = {
         **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": WHY,
+        "replaces": replaces,
     }  # fmt: skip
     return ReplicaAssigned(**envelope(seconds), data=data)
 
@@ -353,8 +359,9 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
     for decision in decisions:
         if isinstance(decision, Assign):
             event = assigned(
-                f"r{next(_IDS)}", decision.worker, decision.spec, seconds, decision.gpus
-            )
+                f"r{next(_IDS)}", decision.worker, decision.spec, seconds, decision.gpus,
+                decision.replaces,
+            )  # fmt: skip
         else:
             gone = decision.replica
             event = released(gone.id, gone.worker, gone.job)

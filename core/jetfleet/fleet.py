@@ -134,6 +134,7 @@ class ReplicaState:
     ready_at: datetime | None = None
     gpus: tuple[str, ...] = ()  # names of the GPUs that it was given (``GpuSpec.id``)
     released_seq: int = 0  # of the last decision to let it go
+    replaces: str = ""  # id of the replica that goes once this one serves
 
     @property
     def key(self) -> JobKey:
@@ -307,7 +308,7 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
     data = event.data
     new = ReplicaState(
         data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time,
-        gpus=data.gpus,
+        gpus=data.gpus, replaces=data.replaces,
     )  # fmt: skip
     return replace(state, replicas=put(state.replicas, data.replica, new))
 

@@ -29,3 +29,4 @@ class PlacementSpec(BaseModel):
     prefer: Literal["spread", "pack"] = Field(
         "spread", description="rather where most is free, or where least is, so that others empty"
     )
+    stay: bool = Field(False, description="never move a replica because a better worker is there")

@@ -237,6 +237,7 @@ class Conductor:
                 spec=spec,
                 shard=subjects.shard_of(spec.name, self.settings.shards),
                 gpus=decision.gpus,
+                replaces=decision.replaces,
                 why=why,
             )
             subject = subjects.control(tenant, spec.name, "assigned", decision.worker)

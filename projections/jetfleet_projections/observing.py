@@ -40,7 +40,7 @@ class JobWatch:
     queued: int = 0
     in_flight: int = 0
     asleep: bool = True  # no replica: the first invocation is what wakes the job
-    asked_at: float = -1.0  # when the depth was last known; negative: never
+    asked_at: float = -1.0  # when its depth was last asked; negative: ask at once
     # Sums so far, not counts: what a window holds is the difference of two of them.
     _first: int = field(init=False)  # number of the oldest bucket that is remembered
     _totals: list[int] = field(default_factory=lambda: [0])  # before it, and after each bucket
@@ -182,7 +182,8 @@ class Watcher:
         try:
             info = await self.connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
         except ApiError:
-            return False  # it is being made anew: look again
+            watch.asked_at = self.monotonic()
+            return False  # it is being made anew: look again, after those that wait for it
         watch.told(int(info["num_pending"]), int(info["num_ack_pending"]), self.monotonic())
         return True
 

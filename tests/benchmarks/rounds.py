@@ -135,9 +135,11 @@ class World:
 
     async def settle(self) -> None:
         """Rounds until nothing is left to decide, what was assigned being ready at once."""
-        for _ in range(20):
+        calm = 0
+        for _ in range(100):
             await self.round()
-            if not self.connection.stored:
+            calm = 0 if self.connection.stored else calm + 1
+            if calm > 8:  # not all jobs are looked at in one round
                 return
             self.fold(FLEET, self.ready(self.fold_stored()))
         raise RuntimeError("it goes on deciding")

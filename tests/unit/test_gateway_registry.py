@@ -8,6 +8,7 @@ import pytest
 from test_gateway_fake import JOB, MODEL, FakeClient, gateway, problem, with_job
 
 from jetfleet.errors import BrokerUnavailable
+from jetfleet.placement_specs import PlacementSpec
 from jetfleet.scaling_specs import LagScaling, SloScaling
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet_gateway.jobs import merge_patch
@@ -167,6 +168,21 @@ async def test_patching_a_job_changes_what_is_named_and_null_means_the_default()
     assert (spec["max_replicas"], spec["concurrency"]) == (4, 1)
     assert spec["labels"] == {"team": "a", "new": "c"}
     assert spec["timeout_s"] == JOB.timeout_s
+
+
+@pytest.mark.anyio
+async def test_what_a_job_asks_of_its_workers_is_set_and_patched_field_by_field() -> None:
+    asked = {"trusted": True, "labels": {"zone": "eu"}, "apart": "owners"}
+    async with gateway(await with_job(FakeClient())) as http:
+        made = await http.put(f"{JOBS}/echo", json={"model": "echo", "placement": asked})
+        patch = {"placement": {"trusted": None, "labels": {"disk": "ssd"}}}
+        patched = await http.patch(f"{JOBS}/echo", json=patch)
+        wrong = await http.patch(f"{JOBS}/echo", json={"placement": {"apart": "racks"}})
+    assert made.json()["spec"]["placement"] == PlacementSpec(**asked).model_dump()
+    assert patched.json()["spec"]["placement"] == (
+        PlacementSpec(labels={"zone": "eu", "disk": "ssd"}, apart="owners").model_dump()
+    )
+    assert [each["field"] for each in problem(wrong)["errors"]] == ["placement.apart"]
 
 
 @pytest.mark.anyio

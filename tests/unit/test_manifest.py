@@ -9,6 +9,7 @@ import pytest
 
 from jetfleet.errors import InvalidRequest
 from jetfleet.manifest import Manifest, parse, read_manifest
+from jetfleet.placement_specs import PlacementSpec
 from jetfleet.specs import ContractName, ModelSpec
 
 GOOD = """\
@@ -153,3 +154,13 @@ def test_files_of_a_model_in_a_container_are_those_of_its_image(tmp_path):
     )
     first, second = read(tmp_path, text).models
     assert (first.function, second.command) == ("/app/model.py:f", ("serve",))
+
+
+def test_what_a_job_asks_of_its_workers_is_read_and_a_mistake_in_it_has_its_line(folder):
+    asks = "placement:\n  trusted: true\n  labels: {zone: eu}\n  apart: owners\n"
+    text = f"kind: job\nname: chat\nmodel: chat\n{asks}"
+    known = ModelSpec(name="chat", function="a.py:f")
+    (job,) = read(folder, text, known).jobs
+    assert job.placement == PlacementSpec(trusted=True, labels={"zone": "eu"}, apart="owners")
+    refused = refusal(folder, text.replace("owners", "racks"), known)
+    assert refused.startswith("fleet.yaml:7: job chat: placement.apart: ")

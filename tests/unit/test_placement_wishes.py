@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from given import (
+    TENANT,
     assigned,
     at,
     created,
@@ -30,7 +31,7 @@ from given import (
 from jetfleet.images import KEPT, Images, evolve_images
 from jetfleet.placement_specs import PlacementSpec
 from jetfleet.policies import placement_search as search
-from jetfleet.policies.placement import RESERVED_MIB, place
+from jetfleet.policies.placement import RESERVED_MIB, consider, place
 from jetfleet.specs import JobSpec, ModelSpec
 
 ECHO = job("echo")
@@ -239,6 +240,24 @@ def test_of_many_workers_the_best_and_some_of_those_rejected_are_published(monke
         best = sorted(scores(all_).values(), reverse=True)
         assert len(best) == 66
         assert list(scores(few).values()) == best[: len(scores(few))]
+
+
+def test_why_a_replica_has_no_place_can_be_asked_of_every_worker():
+    picky = wishing("picky", trusted=True, labels={"zone": "eu"})
+    happened = [joined("w1"), joined("w2", trusted=True), joined("w3", memory_mib=600)]
+    seen = world([created(picky)], happened)
+    assert place(seen, at(0)) == ()
+    found = consider(seen, (TENANT, "picky"), at(0))
+    assert [(c.worker, c.rejected) for c in found] == [
+        ("w1", "not trusted"), ("w2", "its label zone is not set, not eu"), ("w3", "not trusted"),
+    ]  # fmt: skip
+
+
+def test_what_is_considered_is_what_is_decided():
+    happened = [joined("w1"), serving("r1", "w1", ECHO), joined("w2"), joined("w3", memory_mib=600)]
+    seen = world([created(job("echo", replicas=2))], happened)
+    (decision,) = place(seen, at(0))
+    assert consider(seen, (TENANT, "echo"), at(0)) == decision.candidates
 
 
 # -- images

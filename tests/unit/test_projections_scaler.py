@@ -10,6 +10,7 @@ import pytest
 
 from given import at, created, deleted, fleet, job, joined, registry, serving
 from jetfleet.clock import Clock
+from jetfleet.errors import ApiError
 from jetfleet.fleet import FleetState
 from jetfleet.policies.observation import JobObservation, Window
 from jetfleet.policies.scaling import ScalingDecision
@@ -17,7 +18,7 @@ from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
 from jetfleet.speeds import Speeds
 from jetfleet.stamp import Stamp
 from jetfleet_projections.observing import JobWatch, Watcher, lengths
-from jetfleet_projections.scaler import Scaler, settle
+from jetfleet_projections.scaler import MOST_LOOKED_AT, Scaler, settle
 
 
 def watch(*arrivals: float, since: float = 0.0) -> JobWatch:
@@ -231,3 +232,40 @@ def turns(policy, seed: int, starts: tuple[int, ...]) -> int:
                 state = replace(state, replicas=fleet(joined("w1"), *fresh).replicas)
     ups = [b > a for a, b in pairwise(numbers) if a != b]
     return sum(a != b for a, b in pairwise(ups))
+
+
+class Answering:
+    """A connection to a broker of which every consumer is empty, but for those that are gone."""
+
+    def __init__(self, *gone: str) -> None:
+        self.asked: list[str] = []
+        self.gone = gone
+
+    async def api(self, subject: str) -> dict[str, int]:
+        job = subject.split("__")[1]
+        self.asked.append(job)
+        if job in self.gone:
+            raise ApiError(404, 10014, "consumer not found")
+        return {"num_pending": 0, "num_ack_pending": 0}
+
+    async def subscribe(self, *_):
+        return None
+
+
+@pytest.mark.anyio
+async def test_of_very_many_jobs_those_are_looked_at_first_that_wait_longest():
+    names = [f"j{n}" for n in range(MOST_LOOKED_AT + 60)]
+    known = registry(*(created(job(name, scaling=QUICK)) for name in names))
+    broker, now = Answering("j0"), 0.0
+    scaler = Scaler(Watcher(broker, 1, lambda: now, lambda: None), Stamp("conductor/a", Clock()))
+    due = await scaler.look(known)
+    assert [each.spec.name for each in due] == names[1:MOST_LOOKED_AT]  # j0 did not answer
+    now = 0.1
+    rest = await scaler.look(known)
+    assert [each.spec.name for each in rest] == names[MOST_LOOKED_AT:]
+    assert await scaler.look(known) == []
+    now = 0.55
+    scaler.watcher._arrived(scaler.watcher.watches["default", names[-1]], None)
+    again = await scaler.look(known)
+    assert again[0].spec.name == names[-1]  # an invocation came for a job that slept
+    assert broker.asked.count("j0") == 2

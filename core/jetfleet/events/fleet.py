@@ -176,6 +176,7 @@ class ReplicaAssigned(Event):
         gpus: tuple[str, ...] = Field(
             (), description="the GPUs it runs on, by UUID (by index where there is none)"
         )
+        replaces: str = Field("", description="the replica that goes once this one serves")
         why: Why
 
     type: Literal["jetfleet.replica.assigned"] = "jetfleet.replica.assigned"

@@ -5,7 +5,8 @@
 
 A pure function of an observation and ``now``. It also says which replicas to let go: of deleted
 jobs, above the wanted number, of an older spec once the newer one serves, and those that are where
-the job no longer allows them.
+the job no longer allows them; where there is nothing else to do, it moves one that would be better
+off elsewhere (``placement_moves``).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
+from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
 from jetfleet.policies.placement_filters import no_room, place_of, too_close, unsuitable
+from jetfleet.policies.placement_moves import after_moves, move
 from jetfleet.policies.placement_rooms import RESERVED_MIB, Room, rooms_of
 from jetfleet.policies.placement_search import (
     Assign,
@@ -27,7 +30,9 @@ from jetfleet.policies.placement_search import (
 from jetfleet.scaling_specs import SloScaling, StaticScaling
 from jetfleet.specs import JobSpec
 
-__all__ = ["RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "place", "serves"]
+__all__ = [
+    "RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "consider", "place", "serves",
+]  # fmt: skip
 
 NAME = "weighted"
 VERSION = 1
@@ -52,7 +57,21 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
             by_job.setdefault(replica.key, []).append(replica)
     for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
         _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
+    if not work.decisions:
+        move(work, jobs, by_job)
     return tuple(work.decisions)
+
+
+def consider(observation: Observation, key: JobKey, now: datetime) -> tuple[Candidate, ...]:
+    """Every worker for one more replica of a job: with its score, the best first, or with the
+    reason why it cannot have one now. Nothing is decided."""
+    job, work = observation.registry.jobs[key], Round(observation, rooms_of(observation.fleet), now)
+    there = [
+        replica
+        for replica in observation.fleet.replicas.values()
+        if replica.key == key and replica.status != "releasing" and replica.worker in work.rooms
+    ]
+    return Search.of(work, job, _current(work, job, there)).consider()
 
 
 def _unheard(fleet: FleetState, joined: Collection[str], now: datetime) -> Iterable[Release]:
@@ -79,6 +98,10 @@ def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None
         work.decisions += [Release(r, "its worker is not trusted") for r in astray]
         staying = [r for r in staying if work.fleet.workers[r.worker].trusted]
     current = _current(work, job, staying)
+    if any(replica.replaces for replica in current):
+        current, aside = after_moves(work, current, wanted)
+        staying = [replica for replica in staying if replica.id not in aside]
+    current = _apart(work, job, current)
     if len(current) == len(staying) == wanted:
         return
     present = {replica.id for replica in current}
@@ -103,12 +126,15 @@ def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None
 def _current(work: Round, job: JobState, staying: Sequence[ReplicaState]) -> Sequence[ReplicaState]:
     """Those that are what the job asks for now, where it asks for it."""
     workers, spec = work.fleet.workers, job.spec
-    current = [
-        r for r in staying if serves(r.spec, spec) and not unsuitable(spec, workers[r.worker])
-    ]
+    return [r for r in staying if serves(r.spec, spec) and not unsuitable(spec, workers[r.worker])]
+
+
+def _apart(work: Round, job: JobState, current: Sequence[ReplicaState]) -> Sequence[ReplicaState]:
+    """Without those that are too close to another: of two the first that is ready counts."""
+    workers, spec = work.fleet.workers, job.spec
     if spec.placement.apart is None or len(current) < 2:
         return current
-    kept: dict[str | None, ReplicaState] = {}  # of those too close to each other the first ready
+    kept: dict[str | None, ReplicaState] = {}
     for replica in sorted(current, key=lambda r: (r.status != "ready", r.assigned_seq)):
         kept.setdefault(place_of(spec, workers[replica.worker]), replica)
     return list(kept.values())

@@ -38,11 +38,18 @@ class Room:
 
     def take(self, need: Resources, gpus: Sequence[str]) -> None:
         """Account for a replica on these GPUs; one that the machine has no more costs nothing."""
-        self.memory_mib -= need.memory_mib
-        self.replicas += 1
+        self._change(need, gpus, 1)
+
+    def give_back(self, need: Resources, gpus: Sequence[str]) -> None:
+        """Undo ``take``."""
+        self._change(need, gpus, -1)
+
+    def _change(self, need: Resources, gpus: Sequence[str], replicas: int) -> None:
+        self.memory_mib -= need.memory_mib * replicas
+        self.replicas += replicas
         for gpu in gpus:
             if gpu in self.gpus_mib:
-                self.gpus_mib[gpu] -= need.gpu_memory_mib
+                self.gpus_mib[gpu] -= need.gpu_memory_mib * replicas
 
     def gpus_for(self, need: Resources) -> tuple[str, ...] | None:
         """The first GPU with room and capability; none where none is needed; None: no room."""

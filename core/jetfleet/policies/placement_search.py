@@ -5,7 +5,8 @@ Values in, decisions out; ``placement`` says which replicas are missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -55,6 +56,7 @@ class Assign:
     reason: str
     candidates: tuple[Candidate, ...]  # the best and some of those rejected, not all
     gpus: tuple[str, ...] = ()  # names of the GPUs that it runs on (``GpuSpec.id``)
+    replaces: str = ""  # id of the replica that goes once this one serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,20 @@ class Round:
         return self.shelves[key]
 
     def take(self, room: Room, need: Resources, gpus: Sequence[str]) -> None:
+        """Account for a replica on a worker."""
+        self._change(room, lambda: room.take(need, gpus))
+
+    @contextmanager
+    def without(self, room: Room, need: Resources, gpus: Sequence[str]) -> Iterator[None]:
+        """Within it, as if this replica were not there."""
+        self._change(room, lambda: room.give_back(need, gpus))
+        yield
+        self.take(room, need, gpus)
+
+    def _change(self, room: Room, change: Callable[[], None]) -> None:
         for shelves in self.shelves.values():
             shelves.remove(room)
-        room.take(need, gpus)
+        change()
         for shelves in self.shelves.values():
             shelves.add(room)
 
@@ -149,42 +162,62 @@ class Search:
 
     def assign(self) -> bool:
         """Place one replica if a worker can take it now."""
+        ranked = self.best()
+        if ranked:
+            self.decide(ranked, f"best of {len(self.work.rooms)} workers: ")
+        return bool(ranked)
+
+    def best(self) -> list[Rank]:
+        """The workers that are liked best of those that can take one more, the first the best."""
         self.passed, self.has_room, self.waits = [], False, False
-        spec = self.job.spec
-        shelves = self.work.shelves_for(spec)
-        each = sorted(self._one_by_one(shelves))
-        ranked = list(islice(merge(each, *(self._walk(shelf) for shelf in shelves.all())), SCORED))
-        if not ranked:
-            return False
-        name, need = ranked[0][-1], spec.model.resources
-        room = self.work.rooms[name]
+        shelves = self.work.shelves_for(self.job.spec)
+        each = sorted(self._one_by_one())
+        return list(islice(merge(each, *(self._walk(shelf) for shelf in shelves.all())), SCORED))
+
+    def consider(self) -> tuple[Candidate, ...]:
+        """All workers, those that can take one more first, the best of them the first."""
+        ranks, rejected = [], []
+        for name, room in self.work.rooms.items():
+            if objection := self._objection(room):
+                rejected.append(Candidate(worker=name, rejected=objection))
+            else:
+                ranks.append(self.rank(room))
+        return (*_scored(sorted(ranks)), *rejected)
+
+    def rank(self, room: Room) -> Rank:
+        """What is thought of a worker, whether it can take one more or not."""
+        worker, shelves = room.worker, self.work.shelves_for(self.job.spec)
+        score, price, replicas, name = shelves.rank(room)
+        gpus = room.gpus_for(self.job.spec.model.resources) or ()
+        own = weigh(self.liking.parts(name, worker.owner, room.kind_of(gpus)))
+        return (score - own + len(self.failures.get(name, ())), price, replicas, name)
+
+    def decide(self, ranked: Sequence[Rank], why: str, replaces: str = "") -> None:
+        """Assign a replica to the first of these."""
+        spec, name = self.job.spec, ranked[0][-1]
+        room, need = self.work.rooms[name], spec.model.resources
         gpus = room.gpus_for(need) or ()
+        shelves = self.work.shelves_for(spec)
         parts = {
             **self.liking.parts(name, room.worker.owner, room.kind_of(gpus)),
             **standing(room, shelves.gpu, shelves.pack),
         }
-        words = ", ".join(f"{part} {parts[part]:.2g}" for part in WEIGHTS)
-        reason = f"best of {len(self.work.rooms)} workers: {words}"
+        reason = why + ", ".join(f"{part} {parts[part]:.2g}" for part in WEIGHTS)
         if failed := len(self.failures.get(name, ())):
             reason += f", {failed} failures"
-        candidates = [Candidate(worker=w, score=round(-score, DIGITS)) for score, *_, w in ranked]
+        candidates = (*_scored(ranked), *self.passed)
         self.work.decisions.append(
-            Assign(self.job.tenant, spec, name, reason, (*candidates, *self.passed), gpus)
+            Assign(self.job.tenant, spec, name, reason, candidates, gpus, replaces)
         )
         self.work.take(room, need, gpus)
         self.occupy(room)
-        return True
 
-    def _one_by_one(self, shelves: Shelves) -> Iterator[Rank]:
+    def _one_by_one(self) -> Iterator[Rank]:
         """Those that something is known of."""
         for name in sorted(self.known):
             room = self.work.rooms.get(name)
             if room is not None and self._takes(room):
-                score, price, replicas, _ = shelves.rank(room)
-                gpus = room.gpus_for(self.job.spec.model.resources) or ()
-                own = weigh(self.liking.parts(name, room.worker.owner, room.kind_of(gpus)))
-                failures = len(self.failures.get(name, ()))
-                yield (score - own + failures, price, replicas, name)
+                yield self.rank(room)
 
     def _walk(self, shelf: Shelf) -> Iterator[Rank]:
         """The others of a shelf, the best first."""
@@ -217,3 +250,7 @@ class Search:
         if objection := back_off(self.failures.get(worker.name, ()), self.work.now):
             self.waits = True
         return objection
+
+
+def _scored(ranked: Iterable[Rank]) -> Iterator[Candidate]:
+    return (Candidate(worker=w, score=round(-score, DIGITS)) for score, *_, w in ranked)
