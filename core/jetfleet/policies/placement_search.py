@@ -178,7 +178,7 @@ class Search:
         """All workers, those that can take one more first, the best of them the first."""
         ranks, rejected = [], []
         for name, room in self.work.rooms.items():
-            if objection := self._objection(room):
+            if objection := self.objection(room):
                 rejected.append(Candidate(worker=name, rejected=objection))
             else:
                 ranks.append(self.rank(room))
