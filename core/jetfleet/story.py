@@ -112,9 +112,7 @@ class Story:
         else:
             before = self.fleet
             self.fleet = evolve_fleet(before, event, record.seq)
-            if len(self.fleet.replicas) < len(
-                before.replicas
-            ):  # no event adds some and ends others
+            if len(self.fleet.replicas) < len(before.replicas):  # no event both adds and ends some
                 for replica in before.replicas.keys() - self.fleet.replicas.keys():
                     self.stages.pop(replica, None)
                     self.gone[replica] = _gone(record, event)
