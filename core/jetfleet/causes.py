@@ -34,7 +34,7 @@ CODES: Mapping[str, str] = {
     "job_deleted": "its job was deleted",
     "no_worker": "no worker was at work",
     "workers_away": "the workers that the job is assigned to were not at work",
-    "no_room": "no worker had room",
+    "no_fit": "no worker could take it",
     "backing_off": "the model had failed, and its workers paused",
     "no_replicas_wanted": "the job wanted no replicas",
     "waking": "the job was at zero, to be scaled up",
@@ -254,7 +254,7 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     pausing = {name: against[name] for name, objection in later.items() if not objection}
     if pausing:
         return _backing_off(story, job, pausing, against)
-    return Cause("no_room", _no_room(spec, len(against)), details=_one_by_one(against))
+    return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one(against))
 
 
 def _none_wanted(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:
@@ -308,11 +308,11 @@ def _backing_off(
     return Cause("backing_off", f"{why} ({paused})", details=_one_by_one(against))
 
 
-def _no_room(spec: JobSpec, workers: int) -> str:
+def _no_fit(spec: JobSpec, workers: int) -> str:
     needs = spec.model.resources.model_dump(exclude_defaults=True)
     words = ", ".join(f"{name} {value}" for name, value in needs.items())
-    count = "the only worker has no" if workers == 1 else f"none of {workers} workers has"
-    return f"{count} room for it" + (f"; its model needs {words}" if words else "")
+    count = "the only worker cannot" if workers == 1 else f"none of {workers} workers can"
+    return f"{count} take it" + (f"; its model needs {words}" if words else "")
 
 
 def _one_by_one(against: Mapping[str, str]) -> tuple[str, ...]:

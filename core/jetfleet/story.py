@@ -112,9 +112,10 @@ class Story:
         else:
             before = self.fleet
             self.fleet = evolve_fleet(before, event, record.seq)
-            for replica in before.replicas.keys() - self.fleet.replicas.keys():
-                self.stages.pop(replica, None)
-                self.gone[replica] = _gone(record, event)
+            if len(self.fleet.replicas) < len(before.replicas):  # no event both adds and ends some
+                for replica in before.replicas.keys() - self.fleet.replicas.keys():
+                    self.stages.pop(replica, None)
+                    self.gone[replica] = _gone(record, event)
         self._note(record, event, key)
         if mine and (self.until is None or record.time <= self.until):
             self._keep(entry(record, event))

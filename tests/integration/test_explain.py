@@ -59,7 +59,7 @@ async def test_no_worker_has_joined(client, conductor):
 async def test_no_worker_fits(client, fleet):
     await open_job(client, "huge", UNTIL_FILE, ready=False, resources=Resources(memory_mib=2**30))
     handle = await client.submit("huge", 1)
-    found = await because(client, handle.invocation, "no_room")
+    found = await because(client, handle.invocation, "no_fit")
     assert "its model needs memory_mib 1073741824" in found.cause.text
     [line] = found.cause.details
     assert line.startswith("w1: ") and line.endswith(" MiB free, 1073741824 needed")

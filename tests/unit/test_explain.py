@@ -74,9 +74,9 @@ def test_no_worker_fits_and_each_says_why():
         joined("w3", memory_mib=64_000, gpus=(gpu(24_000),)),
     ).queued(1)  # fmt: skip
     cause = told.why_invocation(4).cause
-    assert cause.code == "no_room"
+    assert cause.code == "no_fit"
     assert cause.text == (
-        "none of 3 workers has room for it; its model needs memory_mib 9000, gpu_memory_mib 40000"
+        "none of 3 workers can take it; its model needs memory_mib 9000, gpu_memory_mib 40000"
     )
     assert cause.details[0] == "w1: 3584 MiB free, 9000 needed"
     assert all("no GPU with 40000 MiB free" in line for line in cause.details[1:])
@@ -87,7 +87,7 @@ def test_a_worker_is_full_with_what_it_runs():
     told = Told().then(0, created(other), created(job("echo", memory_mib=1000)), joined("w1"))
     told.then(0, serving("r1", "w1", other)).queued(1)
     cause = told.why_invocation(4).cause
-    assert cause.code == "no_room"
+    assert cause.code == "no_fit"
     assert cause.details == ("w1: 584 MiB free, 1000 needed",)
 
 
@@ -272,7 +272,7 @@ def test_a_job_says_what_serves_and_what_is_missing():
     assert found.cause.text == "1 of 3 replicas are ready; 1 of 1 slots are busy on w1"
     assert found.cause.details == (
         "3 waiting, 1 running",
-        "no further replica: the only worker has no room for it; its model needs memory_mib 2000",
+        "no further replica: the only worker cannot take it; its model needs memory_mib 2000",
         "w1: 1584 MiB free, 2000 needed",
     )
     assert told.why_job(5, queue(0)).cause.code == "idle"

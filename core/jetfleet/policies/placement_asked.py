@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from jetfleet.fleet import FleetState, JobState, ReplicaState
-from jetfleet.policies.placement import Observation, _wanted, consider
+from jetfleet.policies.placement import Observation, _current, _wanted
+from jetfleet.policies.placement_rooms import rooms_of
+from jetfleet.policies.placement_search import Round, Search
 
 
 def wanted(observation: Observation, job: JobState) -> int:
@@ -26,5 +28,6 @@ def staying(fleet: FleetState, job: JobState) -> list[ReplicaState]:
 
 def objections(observation: Observation, job: JobState, now: datetime) -> Mapping[str, str]:
     """What stands against one more replica of a job on each worker at work; empty: nothing."""
-    key = (job.tenant, job.spec.name)
-    return {each.worker: each.rejected for each in consider(observation, key, now)}
+    work = Round(observation, rooms_of(observation.fleet), now)
+    search = Search.of(work, job, _current(work, job, staying(observation.fleet, job)))
+    return {name: search.objection(room) for name, room in sorted(work.rooms.items())}

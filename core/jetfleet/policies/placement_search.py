@@ -178,7 +178,7 @@ class Search:
         """All workers, those that can take one more first, the best of them the first."""
         ranks, rejected = [], []
         for name, room in self.work.rooms.items():
-            if objection := self._objection(room):
+            if objection := self.objection(room):
                 rejected.append(Candidate(worker=name, rejected=objection))
             else:
                 ranks.append(self.rank(room))
@@ -234,12 +234,13 @@ class Search:
 
     def _takes(self, room: Room) -> bool:
         """Whether it passes all filters; notes the first that do not, and why."""
-        objection = self._objection(room)
+        objection = self.objection(room)
         if objection and len(self.passed) < REJECTED:
             self.passed.append(Candidate(worker=room.worker.name, rejected=objection))
         return not objection
 
-    def _objection(self, room: Room) -> str:
+    def objection(self, room: Room) -> str:
+        """What stands against one more replica there; empty: nothing."""
         spec, worker = self.job.spec, room.worker
         if objection := unsuitable(spec, worker) or no_room(spec.model.resources, room):
             return objection
