@@ -165,6 +165,10 @@ class Log:
         event = given.scaled(job, desired, **more)
         return self.say(FLEET, subjects.scaled(self.tenant, job), event)
 
+    def balanced(self, job: str = "echo", **thresholds: int | None) -> int:
+        event = given.balanced(job, thresholds)
+        return self.say(FLEET, subjects.balanced(self.tenant, job), event)
+
     def replica(
         self,
         verb: str,

@@ -120,10 +120,12 @@ def thresholds(event: Any) -> dict[str, int | None]:
 async def test_slower_workers_get_thresholds_that_stay_while_nothing_changes():
     story = Story()
     (event,) = await story.goes_on(60)
-    assert thresholds(event) == {"fast": None, "middle": 3, "slow": 19}
+    assert thresholds(event) == {"fast": None, "middle": 2, "slow": 14}
     assert event.data.rate == 60
     assert event.data.why.policy == "overflow"
-    assert event.data.why.reason.startswith("middle: 50 runs/s against 200 of faster workers at 60")
+    assert event.data.why.reason.startswith(
+        "middle: 45.5 runs/s against 143 of faster workers at 60"
+    )
 
 
 async def test_they_follow_the_rate_but_not_at_every_look():
@@ -131,7 +133,7 @@ async def test_they_follow_the_rate_but_not_at_every_look():
     await story.goes_on(10)
     events = await story.goes_on(10, rate=200)
     assert len(events) <= 2
-    assert thresholds(events[-1]) == {"fast": None, "middle": 2, "slow": 5}
+    assert thresholds(events[-1]) == {"fast": None, "middle": 2, "slow": 4}
     hasty = [event for n in range(40) for event in await story.goes_on(1, rate=60 + n % 2 * 200)]
     assert len(hasty) <= 40 / balancer.HOLD_S
 
@@ -142,7 +144,7 @@ async def test_a_faster_worker_that_is_lost_frees_the_slower_at_once():
     story.fleet = evolve_fleet(story.fleet, lost("fast"), 90)
     (event,) = await story.goes_on(1)
     assert thresholds(event) == {"middle": None, "slow": 2}
-    assert (story.told("middle", 3), story.told("slow", 19)) == ([None], [2])
+    assert (story.told("middle", 2), story.told("slow", 14)) == ([None], [2])
     story.fleet = evolve_fleet(story.fleet, lost("middle"), 91)
     (event,) = await story.goes_on(1)
     assert thresholds(event) == {"slow": None}
@@ -223,7 +225,7 @@ async def test_another_conductor_goes_on_from_the_log():
     other = Story()
     other.now, other.counts = story.now, story.counts
     other.balancer.heard(event)
-    assert other.told("slow") == [19]
+    assert other.told("slow") == [14]
     told, other.seconds = other.seconds, {}
     assert await other.goes_on(3) == [], "nobody has beaten yet: what the log knows holds"
     other.seconds = told

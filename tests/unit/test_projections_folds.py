@@ -148,6 +148,7 @@ def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Wa
     log.admitted()
     log.revoked()
     log.scaled(2)
+    log.balanced(w1=None, w2=3)
     for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
         log.replica(verb, "r1")
     for outcome in ("completed", "failed", "cancelled", "expired"):
@@ -170,6 +171,7 @@ def test_replicas_keep_their_history(warehouse: Warehouse) -> None:
     for verb in ("assigned", "preparing", "ready"):
         log.replica(verb, "r1")
         log.replica(verb, "r2")
+    log.balanced(w1=None, w2=3)
     log.replica("released", "r1")
     log.replica("stopped", "r1")
     log.worker("lost")
@@ -181,7 +183,7 @@ def test_replicas_keep_their_history(warehouse: Warehouse) -> None:
     decisions = dicts(warehouse, "SELECT decision, replica, desired FROM decisions ORDER BY seq")
     assert [tuple(d.values()) for d in decisions] == [
         ("scaled", None, 2), ("assigned", "r1", None), ("assigned", "r2", None),
-        ("released", "r1", None),
+        ("balanced", None, None), ("released", "r1", None),
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ VERSION = 1
 ALIKE = 1.2  # classes whose speeds differ by less are taken for equally fast: it may be noise
 LEAST_RUNS = 20  # of a worker before its speed is believed
 MEMORY_RUNS = 100  # a moving average is not surer than the mean of so many
+HOP_S = 0.002  # between two runs in a slot: the outcome's way out and the next message's way in
 LEAST_S = 0.005  # shorter runs count as so long: there queue and machine decide, not the model
 
 
@@ -133,7 +134,7 @@ def balance(serving: Iterable[Serving], rate: float, *, stuck: bool = False) -> 
         Level(
             tuple(s.worker for s in group),
             each.count,
-            1 / each.rate,
+            1 / each.rate - HOP_S,
             None if stuck else threshold.min_pending,
             "nobody takes what waits: none leaves it to others" if stuck else threshold.reason,
         )
@@ -173,4 +174,4 @@ def _alike(fast: Serving, slow: Serving) -> bool:
 
 
 def _run_s(serving: Serving) -> float:
-    return max(serving.service_s or 0.0, LEAST_S)
+    return max(serving.service_s or 0.0, LEAST_S) + HOP_S
