@@ -82,6 +82,7 @@ async def test_a_burst_gets_as_many_as_it_may_and_they_go_after_it(client, setti
 async def test_a_decision_says_what_it_rests_on(client, settings):
     await declare(client, **ZERO)
     async with conducting(settings), working(settings):
+        await until(lambda: numbers(client), "it has decided, before there is any work")
         await client.run("echo", 1, wait_s=WAIT)
         events = [r.event async for r in client.events(FLEET) if isinstance(r.event, JobScaled)]
     first, woken = events[:2]
