@@ -61,7 +61,7 @@ class Pull:
     _outstanding: int = 0
     _waiting: int = 0  # of these at most so many for a backlog
     _subscription: Subscription | None = None
-    _former: list[Subscription] = field(default_factory=list)
+    _former: dict[Subscription, asyncio.TimerHandle] = field(default_factory=dict)  # their ends
     _subject: str = ""
     _tail: bytes = field(init=False)
     _heard: float = 0.0
@@ -112,7 +112,9 @@ class Pull:
     def _all_subscriptions(self) -> list[Subscription]:
         """They are not ours any more."""
         present, self._subscription = self._subscription, None
-        former, self._former = self._former, []
+        former, self._former = self._former, {}
+        for ending in former.values():
+            ending.cancel()
         return [*former, *([present] if present is not None else [])]
 
     async def only_from(self, min_pending: int | None) -> None:
@@ -145,14 +147,13 @@ class Pull:
             await new.stop()
             return
         self._subscription, self._outstanding, self._waiting = new, 0, 0
-        self._former.append(old)
-        asyncio.get_running_loop().call_later(EXPIRES_S + 1, self._retire, old)
+        loop = asyncio.get_running_loop()
+        self._former[old] = loop.call_later(EXPIRES_S + 1, self._retire, old)
         self.top_up()
 
     def _retire(self, former: Subscription) -> None:
-        if former in self._former:
-            self._former.remove(former)
-            self.connection.spawn(former.stop())
+        del self._former[former]
+        self.connection.spawn(former.stop())
 
     async def _subscribe(self) -> Subscription:
         inbox = f"{access.inbox(self.connection.user)}.p{secrets.token_hex(8)}"
