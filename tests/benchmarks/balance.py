@@ -17,15 +17,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
-from fleet import HERE, START_S, Processes, free_port
+from fleet import HERE, START_S, Processes, broker_with
 from rich.console import Console
 from rich.table import Table
 
 from jetfleet.client import Client
 from jetfleet.events import JobBalanced, ReplicaReady, WorkerJoined
-from jetfleet.server import Broker
-from jetfleet.settings import Settings
-from jetfleet.setup import ensure_streams
 from jetfleet.specs import JobSpec, ModelSpec, Resources
 from jetfleet.streams import FLEET
 
@@ -58,16 +55,8 @@ async def measure(samples: Samples, *, quick: bool = False) -> None:
 
 async def _start(stack: AsyncExitStack, folder: Path) -> Client:
     """A broker, a conductor, three agents, and both jobs on all of them."""
-    broker = Broker(
-        folder / "fleet", port=free_port(), websocket_port=free_port(), monitor_port=free_port()
-    )
-    await broker.start()
-    stack.push_async_callback(broker.stop)
     processes = Processes()
-    stack.callback(processes.stop)
-    settings = Settings(nats_url=broker.url, data_dir=broker.data_dir)
-    await ensure_streams(settings)
-    env = {"JETFLEET_NATS_URL": broker.url, "JETFLEET_DATA_DIR": str(broker.data_dir)}
+    _, settings, env = await broker_with(stack, folder / "fleet", processes)
     program = [sys.executable, "-m", "jetfleet"]
     processes.start(*program, "conductor", env=env)
     for name, run_s in WORKERS.items():

@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from fleet import HERE, Processes, free_port
+from fleet import HERE, Processes, broker_with
 
 from jetfleet.client import Client
 from jetfleet.events import InvocationCompleted, ReplicaReady, WorkerJoined
 from jetfleet.server import Broker
-from jetfleet.settings import Settings
-from jetfleet.setup import ensure_streams
 from jetfleet.specs import JobSpec, ModelSpec, Resources
 from jetfleet.streams import FLEET, INVOCATIONS
 
@@ -68,16 +66,8 @@ async def measure(count: int) -> dict[str, Any]:
 
 
 async def _open(stack: AsyncExitStack, folder: Path) -> Crowd:
-    broker = Broker(
-        folder / "fleet", port=free_port(), websocket_port=free_port(), monitor_port=free_port()
-    )
-    await broker.start()
-    stack.push_async_callback(broker.stop)
     processes = Processes()
-    stack.callback(processes.stop)
-    settings = Settings(nats_url=broker.url, data_dir=broker.data_dir)
-    await ensure_streams(settings)
-    env = {"JETFLEET_NATS_URL": broker.url, "JETFLEET_DATA_DIR": str(broker.data_dir)}
+    broker, settings, env = await broker_with(stack, folder / "fleet", processes)
     processes.start(sys.executable, "-m", "jetfleet", "conductor", env=env)
     client = await stack.enter_async_context(await Client.connect(settings))
     return Crowd(broker, client, processes, folder, [])

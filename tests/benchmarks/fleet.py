@@ -81,25 +81,31 @@ class Fleet:
     env: dict[str, str]  # of jetfleet's processes
 
 
-async def start(stack: AsyncExitStack, folder: Path, *, projector: bool = False) -> Fleet:
-    """Start all; ``stack`` ends them."""
-    processes = Processes()
-    floor_port, http_port, gateway_port = free_port(), free_port(), free_port()
-    broker = Broker(
-        folder / "jetfleet",
-        port=free_port(),
-        websocket_port=free_port(),
-        monitor_port=free_port(),
-    )
+async def broker_with(
+    stack: AsyncExitStack, folder: Path, processes: Processes
+) -> tuple[Broker, Settings, dict[str, str]]:
+    """A broker with its streams, how to reach it, and the environment of jetfleet's processes.
+
+    ``stack`` ends first ``processes``, then the broker.
+    """
+    broker = Broker(folder, port=free_port(), websocket_port=free_port(), monitor_port=free_port())
     await broker.start()
     stack.push_async_callback(broker.stop)
     stack.callback(processes.stop)
     settings = Settings(nats_url=broker.url, data_dir=broker.data_dir)
     await ensure_streams(settings)
+    env = {"JETFLEET_NATS_URL": broker.url, "JETFLEET_DATA_DIR": str(broker.data_dir)}
+    return broker, settings, env
+
+
+async def start(stack: AsyncExitStack, folder: Path, *, projector: bool = False) -> Fleet:
+    """Start all; ``stack`` ends them."""
+    processes = Processes()
+    floor_port, http_port, gateway_port = free_port(), free_port(), free_port()
+    _, settings, env = await broker_with(stack, folder / "jetfleet", processes)
     _floor_server(processes, folder / "floor", floor_port)
     await _listening(floor_port)
     processes.start(sys.executable, str(HERE / "floors.py"), "http", str(http_port))
-    env = {"JETFLEET_NATS_URL": broker.url, "JETFLEET_DATA_DIR": str(broker.data_dir)}
     jetfleet = [sys.executable, "-m", "jetfleet"]
     processes.start(*jetfleet, "conductor", env=env)
     processes.start(*jetfleet, "gateway", "--port", str(gateway_port), env=env)

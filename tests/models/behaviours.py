@@ -150,7 +150,7 @@ async def aact(value):
         raise asyncio.CancelledError
     if value == "hang":
         os.write(1, b"hanging\n")
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
     if isinstance(value, (int, float)):
         await asyncio.sleep(value)
     return value
