@@ -13,6 +13,9 @@ from jetfleet.events import WorkerHeartbeat
 
 MOST_WORKERS = 10_000  # the table of a fleet whose machines come and go for years stays bounded
 MOST_KINDS = 1_000  # of one worker: names of models in its heartbeats are claims
+# So are its numbers, with which policies compute: no run is longer (``timeout_s``), and nobody's
+# word counts for more runs.
+LONGEST_S, MOST_RUNS = 86_400.0, 1_000_000
 Kind = tuple[str, str, str]  # tenant, model (name:version), type of GPU (empty: none)
 
 
@@ -76,7 +79,8 @@ def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
         if load.service_s is None or not load.finished or not load.model:
             continue
         kind = (load.tenant, load.model, load.gpu)
-        told[kind] = _together(told.get(kind), Sample(load.service_s, load.finished))
+        sample = Sample(min(load.service_s, LONGEST_S), min(load.finished, MOST_RUNS))
+        told[kind] = _together(told.get(kind), sample)
     if not told:
         return state
     worker = heartbeat.data.worker

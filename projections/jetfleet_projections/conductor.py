@@ -174,7 +174,7 @@ class Conductor:
         if event is not None and not why:
             self.fleet = evolve_fleet(self.fleet, event, seq)
             self.images = evolve_images(self.images, event, self.fleet)
-            self.scaler.heard(event)
+            self.scaler.heard(event, self.fleet)
             self.balancer.heard(event)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq

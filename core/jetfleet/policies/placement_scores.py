@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import fsum
 
 from jetfleet.policies.placement_rooms import Room
 from jetfleet.speeds import Sample
@@ -38,7 +39,7 @@ class SpeedsOfModel:
         means = {}
         for gpu, told in samples.items():
             runs = sum(sample.runs for sample in told.values())
-            means[gpu] = sum(sample.service_s * sample.runs for sample in told.values()) / runs
+            means[gpu] = fsum(sample.service_s * sample.runs for sample in told.values()) / runs
         single = (sample.service_s for told in samples.values() for sample in told.values())
         return cls(samples, means, min(single, default=0.0))
 
