@@ -41,6 +41,17 @@ def test_keys_stay_in_the_order_in_which_they_came():
     assert repr(made) == "PersistentMap({'a': 3, 'b': 2})"
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_put_back_comes_last_whoever_has_read_meanwhile(read):
+    made = put(put({}, "a", 1), "b", 2)
+    if read:
+        assert len(made) == 2
+    made = drop(made, "a")
+    if read:
+        assert len(made) == 1
+    assert list(put(made, "a", 3).items()) == [("b", 2), ("a", 3)]
+
+
 def test_what_is_not_there_cannot_be_read_and_need_not_be_dropped():
     made = put({}, "a", 1)
     assert drop(made, "b") is made
