@@ -28,9 +28,7 @@ class PersistentMap(Mapping[K, V]):
 
     def changed(self, key: K, value: V) -> PersistentMap[K, V]:
         """The same but for this key."""
-        # One that is put back comes last: it must be gone from where it was.
-        gather = len(self._changes) >= MOST_CHANGES or self._changes.get(key) is _GONE
-        whole = self._together() if gather else self._whole
+        whole = self._together() if len(self._changes) >= MOST_CHANGES else self._whole
         return PersistentMap(whole, {**self._changes, key: value})
 
     def _together(self) -> dict[K, V]:
