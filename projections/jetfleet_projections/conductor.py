@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,7 @@ CONTROL = subjects.ALL_CONTROL.removesuffix(">")
 TICK_S = 0.5  # how often silence and back-offs are looked at; events wake it at once
 MISSED_HEARTBEATS = 3
 SHORTEST_SILENCE_S = 3.0
+DOUBTFUL = 2 / 3  # of the silence that means a worker is lost: nothing is placed there any more
 
 
 @dataclass(slots=True, eq=False)
@@ -218,7 +220,8 @@ class Conductor:
                 return
             fleet = evolve_fleet(fleet, scaled, self._decided_seq)
             logger.info("↕ %s: %s to %d: %s", data.job, data.before, data.desired, data.why.reason)
-        last, seen = fleet.control_seq, Observation(registry, fleet, self.speeds, self.images)
+        last, silent = fleet.control_seq, frozenset(self._silent(fleet))
+        seen = Observation(registry, fleet, self.speeds, self.images, silent)
         for decision in placement.place(seen, self.stamp.clock.now()):
             event, subject = event_of(decision, seen, self.stamp, self.settings.shards)
             if not await self._append(event, subject, last):
@@ -285,10 +288,18 @@ class Conductor:
                 self._heard.pop(worker.name, None)
                 continue
             silent = now - self._heard.setdefault(worker.name, now)
-            if silent > max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S):
+            if silent > _longest_silence_s(worker):
                 if not self.fresh.holds(now):
                     return
                 await self._lose(worker, silent)
+
+    def _silent(self, fleet: FleetState) -> Iterator[str]:
+        """Workers that are on the way to be lost: where many end at once, those that are declared
+        lost first shall not be replaced on the others."""
+        known = self._known or 0.0
+        for name, worker in fleet.workers.items():
+            if known - self._heard.get(name, known) > DOUBTFUL * _longest_silence_s(worker):
+                yield name
 
     async def _lose(self, worker: WorkerState, silent: float) -> None:
         data = WorkerLost.Data(
@@ -302,3 +313,8 @@ class Conductor:
         )
         self._heard.pop(worker.name, None)
         logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
+
+
+def _longest_silence_s(worker: WorkerState) -> float:
+    """Of one that is not lost yet."""
+    return max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S)
