@@ -56,11 +56,8 @@ class Speeds:
 
     def of_worker(self, worker: str, tenant: str, model: str) -> tuple[float | None, int]:
         """Seconds of one run on this worker, and how many runs that stands for."""
-        samples = [
-            sample
-            for (whose, name, _gpu), sample in self.workers.get(worker, {}).items()
-            if (whose, name) == (tenant, model)
-        ]
+        told = self.workers.get(worker, {})  # asked for every replica: no tuple is made to compare
+        samples = [each for kind, each in told.items() if kind[1] == model and kind[0] == tenant]
         if not samples:
             return None, 0
         both = samples[0]

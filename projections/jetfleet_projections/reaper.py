@@ -169,13 +169,16 @@ class Reaper:
                 await self._end(item, InvocationExpired(**self._envelope(item), data=data))
 
     async def _sweep_deleted(self) -> None:
+        """Only a queue that holds something of a job that is no more is gone through."""
         for scan in self.scans:
+            if scan.jobs.keys() <= self.registry().jobs.keys():
+                continue
             for item in list(scan.items.values()):
                 if self._deleted(item) and await self._nobody_has(item) and self._deleted(item):
                     await self._end(item, self._cancelled(item, "the job was deleted"))
 
     def _deleted(self, item: Queued) -> bool:
-        return (item.tenant, item.job) not in self.registry().jobs
+        return item.key not in self.registry().jobs
 
     async def _nobody_has(self, item: Queued) -> bool:
         """Whether it waits and no worker can be running it: never delivered, or no replica left.
