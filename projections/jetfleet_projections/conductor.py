@@ -77,6 +77,7 @@ class Conductor:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: dict[str, float] = field(default_factory=dict)  # by worker, loop time
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
+    _lost_seq: int = 0  # nor before the last loss that we told of: nothing goes to who is lost
     _known: float | None = None  # when this round began to know all that there is, loop time
     _slept: bool = False  # the loop stood still, since somebody looked here
     consumers: Consumers = field(init=False)
@@ -191,7 +192,8 @@ class Conductor:
                 return
             await self.consumers.ensure(self.registry, self.fleet)
             await self._declare_lost(self._known)
-            if self.fleet.control_seq >= self._decided_seq:
+            folded = self.fleet
+            if folded.control_seq >= self._decided_seq and folded.seq >= self._lost_seq:
                 await self._decide()
         except (Unavailable, LogFull) as error:
             logger.info("cannot decide now: %s", error)
@@ -306,11 +308,12 @@ class Conductor:
             worker=worker.name, session=worker.session, silent_s=round(silent, 3)
         )
         event = WorkerLost(**self.stamp(self.settings.tenant), data=data)
-        await self.connection.store(
+        stored = await self.connection.store(
             subjects.fleet(worker.name, "lost"),
             encode(event),
             msg_id=f"{worker.session}.{worker.joined_seq}.lost",  # once, whoever says it
         )
+        self._lost_seq = max(self._lost_seq, stored.seq)
         self._heard.pop(worker.name, None)
         logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
 

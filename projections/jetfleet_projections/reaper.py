@@ -196,8 +196,7 @@ class Reaper:
     async def _unclaimed(self, item: Queued) -> bool:
         if not await self.scans[item.shard].still_holds(item):
             return False
-        key = (item.tenant, item.job)
-        if all(replica.key != key for replica in self.fleet().replicas.values()):
+        if not self._has_replica(item):
             return True
         name = subjects.job_consumer(item.tenant, item.job, item.priority_class)
         try:
@@ -209,6 +208,12 @@ class Reaper:
                 return False  # being made anew after a restart; look again
             raise
         return bool(item.seq > info["delivered"]["stream_seq"])
+
+    def _has_replica(self, item: Queued) -> bool:
+        """One that was assigned to a worker as it went is none: nobody will say that it ended."""
+        fleet = self.fleet()
+        there = {name for name, w in fleet.workers.items() if w.status in ("joined", "draining")}
+        return any(r.key == item.key and r.worker in there for r in fleet.replicas.values())
 
     # -- ending
 
