@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jetfleet.causes import (
+    NOTHING_TO_PULL,
     READY,
     Cause,
     Queue,
@@ -37,13 +38,15 @@ def explain_job(story: Story, key: JobKey, seen: Seen) -> Explanation:
 def job_cause(story: Story, key: JobKey, seen: Seen) -> Cause:
     """What the job does, or what its invocations wait for."""
     queue = seen.queue or Queue(0, 0)
-    waiting = queue.unfinished - (queue.running or 0)
+    # The two are not counted in the same moment.
+    waiting = max(0, queue.unfinished - (queue.running or 0))
     cause = waits_for(story, key, seen, queue.oldest_at if waiting else None)
     job, closed = story.registry.jobs.get(key), story.closed.get(key)
     if job is None:
         return cause
     if cause is READY:
-        cause = _serving(story, job, seen, waiting)
+        stuck = waiting and queue.consumer is False
+        cause = NOTHING_TO_PULL if stuck else _serving(story, job, seen, waiting)
     details = [f"{waiting} waiting, {queue.running or 0} running"] if queue.unfinished else []
     if not job.enabled and closed is not None:
         off = f"it takes no new invocations: {closed.text}"

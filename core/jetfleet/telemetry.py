@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +20,20 @@ class Heard:
 
     at: datetime
     heartbeat: WorkerHeartbeat
+
+
+async def last_heartbeats(connection: Connection, sessions: Mapping[str, str]) -> dict[str, Heard]:
+    """By worker, those of ``last_heartbeat`` that are of the worker's session.
+
+    Raises:
+        BrokerUnavailable: no answer in time.
+    """
+    beats = await asyncio.gather(*(last_heartbeat(connection, name) for name in sessions))
+    return {
+        name: heard
+        for (name, session), heard in zip(sessions.items(), beats, strict=True)
+        if heard is not None and heard.heartbeat.data.session == session
+    }
 
 
 async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import given
+import jetfleet
 from given import (
     assigned,
     created,
@@ -21,12 +24,13 @@ from given import (
     lost,
     model,
     ready,
+    released,
     scaled,
     serving,
     started,
     stopped,
 )  # fmt: skip
-from jetfleet.causes import CODES
+from jetfleet.causes import CODES, READY
 from jetfleet.commands.explain import lines
 from jetfleet.events import Candidate, ReplicaFailed, ReplicaPreparing
 from jetfleet.explain import SHOWN, document
@@ -99,6 +103,15 @@ def test_the_workers_it_is_assigned_to_are_not_there():
     assert "w7 (left, 5.0 s ago), w8 (never joined)" in cause.text
 
 
+def test_of_a_manual_job_only_the_workers_that_it_is_assigned_to_are_told():
+    spec = job("echo", assignment="manual", workers=("w1", "w8"), memory_mib=9000)
+    told = Told().then(0, created(spec), joined("w1"), joined("w2", memory_mib=64_000)).queued(1)
+    cause = told.why_invocation(4).cause
+    assert cause.code == "no_fit"
+    assert cause.text.startswith("the only worker at work that it is assigned to cannot take it")
+    assert cause.details == ("w1: 3584 MiB free, 9000 needed", "w8: never joined")
+
+
 def test_a_replica_is_being_prepared_since_when_and_what_it_does():
     told = Told().then(0, created(ECHO), joined("w1")).queued(1)
     told.then(2, assigned("r1", "w1", ECHO, 2))
@@ -162,6 +175,41 @@ def test_what_a_worker_handed_back_waits_at_once_like_any_other():
     assert "attempt 2 waits: it is 2 of 4" in cause.text
 
 
+@pytest.mark.parametrize("why", [stopped("r1", "w1"), failed("r1", "w1")])
+def test_what_was_handed_back_is_in_nobodys_hands_while_all_slots_are_busy(why):
+    told = Told().then(0, created(ECHO), joined("w1"), joined("w2"), serving("r1", "w1", ECHO))
+    told.then(0, serving("r2", "w2", ECHO)).queued(1).invocation(2, started(ID, "w1")).then(3, why)
+    # Of what is handed out and not acknowledged one runs on w2, and one is this.
+    held = queue(5, before=1, running=2, handed_out=True)
+    cause = told.why_invocation(3.5, held, beats("w2", 3, echo=1)).cause
+    assert cause.code == "in_queue"
+    assert "attempt 2 waits: it is 1 of 4 in the queue of echo; 1 of 1 slots are bus" in cause.text
+
+
+def test_an_attempt_is_lost_with_its_agent_though_its_container_lives_on():
+    spec = job("echo", ack_wait_s=10)
+    told = Told().then(0, created(spec), joined("w1"), serving("r1", "w1", spec)).queued(1)
+    told.invocation(2, started(ID, "w1"))
+    told.then(3, joined("w1", replicas=("r1",)))  # the same agent, on other GPUs
+    assert told.why_invocation(4, queue(), beats("w1", 4, echo=1)).cause.code == "running"
+    told.then(5, joined("w1", session="s2", replicas=("r1",)))
+    cause = told.why_invocation(6, queue(handed_out=True, running=1), {}).cause
+    assert cause.code == "redelivery"
+    assert cause.text.startswith("attempt 1 was lost: w1 began anew, 1.0 s ago")
+
+
+def test_the_model_ended_under_an_attempt():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    told.invocation(2, started(ID, "w1", seconds=2))
+    before = told.why_invocation(3, queue(), beats("w1", 1, echo=-1))
+    assert before.cause.code == "running"
+    cause = told.why_invocation(5, queue(), beats("w1", 4, echo=-1)).cause
+    assert cause.code == "restarting"
+    assert cause.text == "the model ended under attempt 1 and is being started again on w1"
+    told.then(5, released("r1", "w1"))  # then it has no slots either, and what runs may end
+    assert told.why_invocation(6, queue(), beats("w1", 5, echo=-1)).cause.code == "running"
+
+
 def test_a_job_at_zero_is_woken_by_its_first_invocation():
     told = Told().then(0, created(ZERO), joined("w1"), scaled("echo", 0)).queued(10)
     assert told.why_invocation(11, queue()).cause.code == "waking"
@@ -186,6 +234,21 @@ def test_a_worker_with_room_and_nobody_who_decides(seconds, code):
     assert told.why_invocation(seconds).cause.code == code
 
 
+def test_room_that_has_just_come_is_no_sign_of_a_missing_conductor():
+    other = job("other", memory_mib=3000)
+    told = Told().then(0, created(other), created(job("echo", memory_mib=1000)), joined("w1"))
+    told.then(0, serving("r1", "w1", other)).queued(1).then(60, stopped("r1", "w1", "other"))
+    assert told.why_invocation(61).cause.code == "deciding"
+    assert told.why_invocation(66).cause.code == "no_conductor"
+
+
+def test_a_broker_that_has_just_begun_keeps_no_heartbeats_and_that_is_no_missing_conductor():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    cause = told.why_invocation(900, queue(), {}).cause
+    assert cause.code == "worker_silent"
+    assert "no heartbeat of w1 is kept" in cause.text
+
+
 @pytest.mark.parametrize(("seconds", "code"), [(12, "worker_silent"), (60, "no_conductor")])
 def test_nothing_is_heard_from_the_only_worker(seconds, code):
     told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
@@ -208,6 +271,7 @@ def test_the_queue_does_not_have_it():
     assert (behind.code, "up to 0, and this is at 1" in behind.text) == ("not_in_queue", True)
     assert "a crash" in told.why_invocation(4, queue(holds=False)).cause.text
     assert told.why_invocation(4, queue(consumer=False)).cause.code == "no_conductor"
+    assert told.why_job(4, queue(consumer=False, running=None)).cause.code == "no_conductor"
     pulled = queue(handed_out=True, running=1)
     assert told.why_invocation(4, pulled).cause.code == "taken"
     assert told.why_invocation(4).cause.code == "in_queue"
@@ -225,6 +289,18 @@ def test_a_cancellation_and_an_expiry_are_on_their_way():
     found = told.why_invocation(3)
     assert found.cause.code == "cancelling"
     assert found.timeline[-1].text == "a cancellation was asked for: enough"
+    assert found.cause.text.endswith("it is taken from the queue")
+
+
+def test_who_ends_what_is_to_be_cancelled():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    told.invocation(2, started(ID, "w1")).invocation(3, given.cancel_requested(ID))
+    running = told.why_invocation(4, queue(), beats("w1", 4, echo=1)).cause
+    assert running.text == "a cancellation was asked for: w1 stops it"
+    silent = told.why_invocation(12, queue(), beats("w1", 4, echo=1)).cause
+    assert "w1 stops it; attempt 1 runs on w1, as far as is known: nothing is heard" in silent.text
+    gone = told.then(13, lost("w1")).why_invocation(14, queue()).cause
+    assert gone.text == "a cancellation was asked for: it is taken from the queue"
 
 
 # -- afterwards
@@ -276,6 +352,8 @@ def test_a_job_says_what_serves_and_what_is_missing():
         "w1: 1584 MiB free, 2000 needed",
     )
     assert told.why_job(5, queue(0)).cause.code == "idle"
+    # What is queued and what is handed out are not counted in the same moment.
+    assert told.why_job(5, queue(1, running=4)).cause.details[0] == "0 waiting, 4 running"
 
 
 def test_a_disabled_job_takes_nothing_new_and_ends_what_it_has():
@@ -380,5 +458,27 @@ def test_a_long_timeline_keeps_its_beginning_and_its_end():
     assert "failed" in timeline[-1].text
 
 
-def test_every_cause_of_a_wait_can_be_told_afterwards():
-    assert all(words.strip() for words in CODES.values())
+def test_what_the_conductor_sets_aside_is_not_believed_here_either():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    for event, subject in (
+        (deleted("echo"), "jf.reg.default.job.other.deleted"),
+        (assigned("r9", "w2", ECHO), "jf.ctl.default.echo.released.w2"),
+    ):
+        told.then(2, event)
+        told.records[-1] = replace(told.records[-1], subject=subject)
+    found = told.why_invocation(3, queue(3, before=2, running=1))
+    assert found.cause.code == "in_queue"
+    assert not [each for each in found.timeline if each.at > given.at(1)]
+
+
+def test_every_cause_is_told_afterwards_and_documented():
+    package = Path(jetfleet.__file__).parent
+    named = {
+        code
+        for module in ("causes", "explain", "explain_fleet")
+        for code in re.findall(r'Cause\(\s*"(\w+)"', (package / f"{module}.py").read_text())
+    }
+    assert {"in_queue", "no_fit", "idle"} <= named  # it finds them
+    assert named - {READY.code} <= CODES.keys()
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == CODES.keys()
