@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jetfleet.catalog import RegistryState, evolve_registry
 from jetfleet.events import (
     Event,
     Failure,
@@ -46,7 +47,7 @@ from jetfleet.events import (
     WorkerLost,
     WorkerTokenRevoked,
 )
-from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.fleet import FleetState, evolve_fleet
 from jetfleet.images import Images, evolve_images
 from jetfleet.policies.placement import Assign, Decision, Observation, place
 from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec, Resources

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from jetfleet.catalog import JobKey, JobState
 from jetfleet.events import Candidate
-from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
 from jetfleet.scaling_specs import StaticScaling

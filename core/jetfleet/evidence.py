@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from jetfleet import queues
+from jetfleet.catalog import JobKey
 from jetfleet.causes import Cause, Seen, waits_for
 from jetfleet.errors import JobNotFound, WorkerNotFound
 from jetfleet.events import InvocationQueued
 from jetfleet.explain import Explanation, Waits, explain_invocation, work_of
 from jetfleet.explain_fleet import explain_job, explain_worker
-from jetfleet.fleet import JobKey
 from jetfleet.story import Story
 from jetfleet.streams import FLEET, REGISTRY
 from jetfleet.subjects import DEFAULT_CLASS

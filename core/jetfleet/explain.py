@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from jetfleet.catalog import JobKey
 from jetfleet.causes import (
     NOTHING_TO_PULL,
     READY,
@@ -32,7 +33,6 @@ from jetfleet.events import (
     InvocationStarted,
     OutcomeEvent,
 )
-from jetfleet.fleet import JobKey
 from jetfleet.story import Entry, Story, entry, last_line, words
 
 if TYPE_CHECKING:

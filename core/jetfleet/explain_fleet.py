@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jetfleet.catalog import JobKey, JobState
 from jetfleet.causes import (
     NOTHING_TO_PULL,
     READY,
@@ -18,7 +19,7 @@ from jetfleet.causes import (
     waits_for,
 )
 from jetfleet.explain import Explanation, shown
-from jetfleet.fleet import JobKey, JobState, ReplicaState
+from jetfleet.fleet import ReplicaState
 from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
 from jetfleet.scaling_specs import StaticScaling

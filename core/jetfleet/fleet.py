@@ -1,4 +1,4 @@
-"""The state of the system as folds over its events: ``evolve(state, event) -> state``.
+"""Workers and replicas as a fold over FLEET: ``evolve_fleet(state, event, seq) -> state``.
 
 Frozen values, no clock, no I/O: the conductor, the gateway, the CLI and the simulator fold the
 same events to the same states. Events that contradict the state (an unknown replica, an old
@@ -13,17 +13,12 @@ from datetime import datetime
 from functools import singledispatch
 from typing import Literal
 
+from jetfleet.catalog import JobKey, JobState
 from jetfleet.events import (
     AdmissionEvent,
     ControlEvent,
     Event,
-    JobCreated,
-    JobDeleted,
-    JobDisabled,
-    JobEnabled,
     JobScaled,
-    JobUpdated,
-    ModelRegistered,
     ReplicaAssigned,
     ReplicaFailed,
     ReplicaPreparing,
@@ -38,47 +33,11 @@ from jetfleet.events import (
     WorkerTokenRevoked,
 )
 from jetfleet.persistent import drop, put
-from jetfleet.specs import JobSpec, Machine, ModelSpec
+from jetfleet.specs import JobSpec, Machine
 
-JobKey = tuple[str, str]  # tenant, job
 WorkerStatus = Literal["joined", "draining", "left", "lost"]
 ReplicaStatus = Literal["assigned", "preparing", "ready", "releasing"]
 FAILURES_KEPT = 8  # per job and worker; more do not change the back-off
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """A job as it is now."""
-
-    tenant: str
-    spec: JobSpec
-    enabled: bool
-    created_seq: int
-    updated_seq: int
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryState:
-    """Models and jobs; ``seq`` is the last registry event folded."""
-
-    seq: int = 0
-    models: Mapping[tuple[str, str, str], ModelSpec] = field(default_factory=dict)
-    latest: Mapping[tuple[str, str], str] = field(default_factory=dict)  # newest version of a model
-    jobs: Mapping[JobKey, JobState] = field(default_factory=dict)
-
-    def model(self, tenant: str, name: str, version: str | None = None) -> ModelSpec | None:
-        """A model version; the one registered last when none is named."""
-        wanted = version or self.latest.get((tenant, name), "")
-        return self.models.get((tenant, name, wanted))
-
-    def default_job(self, tenant: str, model: str) -> JobState | None:
-        """The job that ``/v1/models/{model}/run`` means: of the model's name, else its first."""
-        named = self.jobs.get((tenant, model))
-        if named is not None and named.spec.model.name == model:
-            return named
-        mine = [j for (t, _), j in self.jobs.items() if t == tenant and j.spec.model.name == model]
-        return min(mine, key=lambda job: job.created_seq, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,85 +119,6 @@ class FleetState:
         """By the last scaling decision; None: none was taken since the job was made."""
         desired, registry_seq = self.scaled.get((job.tenant, job.spec.name), (0, -1))
         return desired if registry_seq >= job.created_seq else None
-
-
-# -- registry
-
-
-def evolve_registry(state: RegistryState, event: Event, seq: int) -> RegistryState:
-    """Fold one registry event at stream position ``seq``."""
-    return replace(_registry(event, state, seq), seq=max(seq, state.seq))
-
-
-@singledispatch
-def _registry(event: Event, state: RegistryState, seq: int) -> RegistryState:
-    return state
-
-
-@_registry.register
-def _(event: ModelRegistered, state: RegistryState, seq: int) -> RegistryState:
-    model = event.data.model
-    key = (event.tenant, model.name, model.version)
-    if key in state.models:
-        return state  # immutable per version: the first registration holds
-    return replace(
-        state,
-        models=put(state.models, key, model),
-        latest=put(state.latest, key[:2], model.version),
-    )
-
-
-@_registry.register
-def _(event: JobCreated, state: RegistryState, seq: int) -> RegistryState:
-    key = (event.tenant, event.data.job.name)
-    if key in state.jobs:
-        return state
-    job = JobState(event.tenant, event.data.job, True, seq, seq, event.time)
-    return replace(state, jobs=put(state.jobs, key, job))
-
-
-@_registry.register
-def _(event: JobUpdated, state: RegistryState, seq: int) -> RegistryState:
-    return _change_job(state, (event.tenant, event.data.job.name), seq, spec=event.data.job)
-
-
-@_registry.register
-def _(event: JobEnabled, state: RegistryState, seq: int) -> RegistryState:
-    return _change_job(state, (event.tenant, event.data.job), seq, enabled=True)
-
-
-@_registry.register
-def _(event: JobDisabled, state: RegistryState, seq: int) -> RegistryState:
-    return _change_job(state, (event.tenant, event.data.job), seq, enabled=False)
-
-
-@_registry.register
-def _(event: JobDeleted, state: RegistryState, seq: int) -> RegistryState:
-    key = (event.tenant, event.data.job)
-    return replace(state, jobs=drop(state.jobs, key))
-
-
-def _change_job(
-    state: RegistryState,
-    key: JobKey,
-    seq: int,
-    *,
-    spec: JobSpec | None = None,
-    enabled: bool | None = None,
-) -> RegistryState:
-    job = state.jobs.get(key)
-    if job is None:
-        return state
-    job = replace(
-        job,
-        spec=job.spec if spec is None else spec,
-        enabled=job.enabled if enabled is None else enabled,
-        updated_seq=seq,
-    )
-    return replace(state, jobs=put(state.jobs, key, job))
-
-
-# -- fleet
 
 
 def evolve_fleet(state: FleetState, event: Event, seq: int) -> FleetState:

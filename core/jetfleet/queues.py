@@ -14,11 +14,11 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from jetfleet import access, subjects
+from jetfleet.catalog import JobKey
 from jetfleet.causes import Queue
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.events import InvalidEvent, InvocationQueued, decode
-from jetfleet.fleet import JobKey
 
 BATCH = 500
 BATCH_BYTES = 8 * 1024**2

@@ -13,6 +13,7 @@ from typing import Literal
 
 from jetfleet import subjects
 from jetfleet.agreement import disagreement
+from jetfleet.catalog import JobState, RegistryState, evolve_registry
 from jetfleet.connection import Connection, WrongSequence
 from jetfleet.errors import (
     AlreadyExists,
@@ -33,7 +34,6 @@ from jetfleet.events import (
     encode,
     unreadable,
 )
-from jetfleet.fleet import JobState, RegistryState, evolve_registry
 from jetfleet.log import LogReader, read_records
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.stamp import Stamp

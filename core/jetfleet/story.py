@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from jetfleet.agreement import disagreement
+from jetfleet.catalog import JobKey, RegistryState, evolve_registry
 from jetfleet.events import (
     AnyEvent,
     JobCreated,
@@ -34,7 +35,7 @@ from jetfleet.events import (
     WorkerLeft,
     WorkerLost,
 )
-from jetfleet.fleet import FleetState, JobKey, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.fleet import FleetState, evolve_fleet
 
 if TYPE_CHECKING:
     from jetfleet.log import Record

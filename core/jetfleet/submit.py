@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 
 from jetfleet import blobs, subjects
+from jetfleet.catalog import JobState
 from jetfleet.clock import new_id
 from jetfleet.connection import Connection, Stored
 from jetfleet.errors import (
@@ -33,7 +34,6 @@ from jetfleet.events import (
     decode,
     unreadable,
 )
-from jetfleet.fleet import JobState
 from jetfleet.limits import excess, foreign
 from jetfleet.outcomes import Outcomes, Waiter
 from jetfleet.registry import Registry

@@ -11,9 +11,9 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from jetfleet import errors
+from jetfleet.catalog import JobState
 from jetfleet.client import Client
 from jetfleet.errors import JobNotFound, ModelNotFound
-from jetfleet.fleet import JobState
 from jetfleet.specs import JobSettings, JobSpec, ModelSpec, Name
 from jetfleet_gateway import openapi
 from jetfleet_gateway.bodies import parse, read_model

@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from jetfleet.catalog import JobState
 from jetfleet.events import (
     InvocationCancelled,
     InvocationExpired,
     InvocationFailed,
     OutcomeEvent,
 )
-from jetfleet.fleet import JobState
 from jetfleet.specs import JobSpec
 from jetfleet.views import InvocationStatus, InvocationView
 from jetfleet_gateway.problems import PublicFailure

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jetfleet.catalog import JobKey, JobState, RegistryState
 from jetfleet.connection import Connection
 from jetfleet.events import AnyEvent, JobBalanced, PullLevel, Why, WorkerHeartbeat
-from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState
+from jetfleet.fleet import FleetState
 from jetfleet.policies import balancing
 from jetfleet.policies.balancing import Level, Serving
 from jetfleet.speeds import Speeds

@@ -19,40 +19,32 @@ from typing import Any
 
 from jetfleet import subjects
 from jetfleet.agreement import disagreement
-from jetfleet.connection import NOT_FOUND, ApiError, Connection, WrongSequence
+from jetfleet.catalog import RegistryState, evolve_registry
+from jetfleet.connection import Connection, WrongSequence
 from jetfleet.errors import JetfleetError, LogFull, Unavailable
 from jetfleet.events import (
     Event,
     InvalidEvent,
-    ReplicaAssigned,
-    ReplicaReleased,
-    Why,
     WorkerHeartbeat,
     WorkerLost,
     decode,
     encode,
 )
-from jetfleet.fleet import (
-    FleetState,
-    JobKey,
-    RegistryState,
-    WorkerState,
-    evolve_fleet,
-    evolve_registry,
-)
+from jetfleet.fleet import FleetState, WorkerState, evolve_fleet
 from jetfleet.images import Images, evolve_images
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.policies import placement
-from jetfleet.policies.placement import Assign, Decision, Observation
+from jetfleet.policies.placement import Observation
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure
-from jetfleet.specs import JobSpec
 from jetfleet.speeds import Speeds, evolve_speeds
 from jetfleet.stamp import Stamp
-from jetfleet.streams import FLEET, REGISTRY, job_consumer, worker_consumer
+from jetfleet.streams import FLEET, REGISTRY
 from jetfleet_projections.balancer import Balancer
+from jetfleet_projections.conductor_consumers import Consumers
 from jetfleet_projections.conductor_credentials import CredentialDesk
+from jetfleet_projections.conductor_decisions import event_of, words
 from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.freshness import SLOW_S, Freshness
 from jetfleet_projections.observing import Watcher
@@ -82,12 +74,10 @@ class Conductor:
     _readers: list[LogReader] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: dict[str, float] = field(default_factory=dict)  # by worker, loop time
-    _consumers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # The spec of a job, the session of a worker: looked at in every round, so by identity.
-    _made_for: dict[JobKey | str, JobSpec | int] = field(default_factory=dict)
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
     _known: float | None = None  # when this round began to know all that there is, loop time
     _slept: bool = False  # the loop stood still, since somebody looked here
+    consumers: Consumers = field(init=False)
     fresh: Freshness = field(init=False)
     reaper: Reaper = field(init=False)
     scaler: Scaler = field(init=False)
@@ -95,6 +85,7 @@ class Conductor:
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
+        self.consumers = Consumers(self.connection, self.settings.shards)
         self.fresh = Freshness(self.connection, lambda: (self.registry.seq, self.fleet.seq))
         self.reaper = Reaper(self.connection, self.settings, self.stamp, lambda: self.registry,
                              lambda: self.fleet, self.fresh)  # fmt: skip
@@ -156,8 +147,7 @@ class Conductor:
 
     async def _reconnected(self) -> None:
         """After a broker restart: consumers in memory are gone, and nobody's silence counts."""
-        self._consumers.clear()
-        self._made_for.clear()
+        self.consumers.restarted()
         self._heard.clear()
         self.reaper.broker_restarted()
         self.scaler.watcher.restarted()
@@ -197,7 +187,7 @@ class Conductor:
             self._known = await self._know()
             if self._known is None:
                 return
-            await self._ensure_consumers()
+            await self.consumers.ensure(self.registry, self.fleet)
             await self._declare_lost(self._known)
             if self.fleet.control_seq >= self._decided_seq:
                 await self._decide()
@@ -230,11 +220,11 @@ class Conductor:
             logger.info("↕ %s: %s to %d: %s", data.job, data.before, data.desired, data.why.reason)
         last, seen = fleet.control_seq, Observation(registry, fleet, self.speeds, self.images)
         for decision in placement.place(seen, self.stamp.clock.now()):
-            event, subject = self._event(decision, seen)
+            event, subject = event_of(decision, seen, self.stamp, self.settings.shards)
             if not await self._append(event, subject, last):
                 return
             last = self._decided_seq
-            logger.info("%s", _words(decision))
+            logger.info("%s", words(decision))
         for balanced in self.balancer.decide(uneven, registry, fleet):
             job, reason = balanced.data.job, balanced.data.why.reason
             if not await self._append(balanced, subjects.balanced(balanced.tenant, job), last):
@@ -259,85 +249,6 @@ class Conductor:
             return False
         self._decided_seq = stored.seq
         return True
-
-    def _event(self, decision: Decision, seen: Observation) -> tuple[Event, str]:
-        why = Why(
-            policy=placement.NAME,
-            policy_version=placement.VERSION,
-            reason=decision.reason,
-            observed_registry_seq=seen.registry.seq,
-            observed_fleet_seq=seen.fleet.seq,
-            candidates=decision.candidates if isinstance(decision, Assign) else (),
-        )
-        if isinstance(decision, Assign):
-            spec, tenant = decision.spec, decision.tenant
-            assigned = ReplicaAssigned.Data(
-                worker=decision.worker,
-                job=spec.name,
-                replica=self.stamp.clock.new_id(),
-                spec=spec,
-                shard=subjects.shard_of(spec.name, self.settings.shards),
-                gpus=decision.gpus,
-                replaces=decision.replaces,
-                why=why,
-            )
-            subject = subjects.control(tenant, spec.name, "assigned", decision.worker)
-            return ReplicaAssigned(**self.stamp(tenant), data=assigned), subject
-        gone = decision.replica
-        released = ReplicaReleased.Data(worker=gone.worker, job=gone.job, replica=gone.id, why=why)
-        subject = subjects.control(gone.tenant, gone.job, "released", gone.worker)
-        return ReplicaReleased(**self.stamp(gone.tenant), data=released), subject
-
-    # -- consumers
-
-    async def _ensure_consumers(self) -> None:
-        """Make what pulls will need: one consumer a job and class, one a worker's session."""
-        shards = self.settings.shards
-        for key, state in self.registry.jobs.items():
-            if self._made_for.get(key) is not state.spec:
-                tenant, job = key
-                shard = subjects.shard_of(job, shards)
-                config = job_consumer(tenant, job, state.spec, shard)
-                await self._ensure_consumer(subjects.queue_stream(shard), config)
-                self._made_for[key] = state.spec
-        for worker in self.fleet.workers.values():
-            known = self._made_for.get(worker.name) == worker.joined_seq
-            if not known and worker.status in ("joined", "draining"):
-                config = worker_consumer(worker.name, worker.joined_seq)
-                if await self._ensure_consumer(FLEET, config, replace=True):
-                    # A pull that met the old consumer as it was deleted gets no answer at all.
-                    nudge = subjects.command(worker.name)
-                    await self.connection.publish(nudge, b'{"listen":true}')
-                self._made_for[worker.name] = worker.joined_seq
-
-    async def _ensure_consumer(
-        self, stream: str, config: dict[str, Any], *, replace: bool = False
-    ) -> bool:
-        """Whether it was made now; with ``replace``, in place of one of an earlier session."""
-        name = config["name"]
-        if self._consumers.get(name) == config:
-            return False
-        verb = f"{stream}.{name}"
-        if replace and not await self._starts_at(verb, config["opt_start_seq"]):
-            try:
-                await self.connection.api(f"CONSUMER.DELETE.{verb}")
-            except ApiError as error:
-                if error.status != NOT_FOUND:
-                    raise
-        await self.connection.api(
-            f"CONSUMER.CREATE.{verb}.{config['filter_subject']}",
-            {"stream_name": stream, "config": config, "action": ""},
-        )
-        self._consumers[name] = config
-        return True
-
-    async def _starts_at(self, verb: str, seq: int) -> bool:
-        """Whether this worker's consumer is already the one of its present session."""
-        try:
-            info = await self.connection.api(f"CONSUMER.INFO.{verb}")
-        except ApiError:
-            return False
-        return bool(info["config"].get("opt_start_seq") == seq)
 
     # -- silence
 
@@ -391,9 +302,3 @@ class Conductor:
         )
         self._heard.pop(worker.name, None)
         logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
-
-
-def _words(decision: Decision) -> str:
-    if isinstance(decision, Assign):
-        return f"→ {decision.spec.name} to {decision.worker}: {decision.reason}"
-    return f"← {decision.replica.job} from {decision.replica.worker}: {decision.reason}"

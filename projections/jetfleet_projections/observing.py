@@ -17,8 +17,9 @@ from statistics import fmean
 from typing import Any
 
 from jetfleet import subjects
+from jetfleet.catalog import JobKey, JobState
 from jetfleet.connection import ApiError, Connection, Subscription
-from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies.estimates import index_of_dispersion
 from jetfleet.policies.observation import WINDOWS_S, JobObservation, Past, Service, Window
 from jetfleet.scaling_specs import KpaScaling, LagScaling, ScalingSpec, SloScaling

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 from jetfleet import subjects
 from jetfleet.agreement import disagreement
+from jetfleet.catalog import RegistryState
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.errors import JetfleetError, Unavailable
 from jetfleet.events import (
@@ -27,7 +28,7 @@ from jetfleet.events import (
     OutcomeEvent,
     encode,
 )
-from jetfleet.fleet import FleetState, RegistryState
+from jetfleet.fleet import FleetState
 from jetfleet.log import LogReader, read_records
 from jetfleet.settings import Settings
 from jetfleet.stamp import EnvelopeFields, Stamp

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import nsmallest
 
+from jetfleet.catalog import JobKey, JobState, RegistryState
 from jetfleet.events import AnyEvent, JobScaled, ReplicaReady, Why
-from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies import scaling
 from jetfleet.policies.observation import JobObservation, Past
 from jetfleet.policies.scaling import ScalingDecision

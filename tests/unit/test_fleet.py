@@ -34,7 +34,8 @@ from given import (
     stopped,
     updated,
 )
-from jetfleet.fleet import FAILURES_KEPT, evolve_fleet, evolve_registry
+from jetfleet.catalog import evolve_registry
+from jetfleet.fleet import FAILURES_KEPT, evolve_fleet
 from made_events import events
 
 ECHO = job("echo")

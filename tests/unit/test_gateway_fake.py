@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from jetfleet.catalog import evolve_registry
 from jetfleet.client import Client, Handle, outcome_error
 from jetfleet.clock import new_id
 from jetfleet.errors import Conflict, InvocationNotFound, JetfleetError
@@ -31,7 +32,6 @@ from jetfleet.events import (
     InvocationStarted,
     encode,
 )
-from jetfleet.fleet import evolve_registry
 from jetfleet.outcomes import Waiter
 from jetfleet.queries import Rows
 from jetfleet.registry import Change, Registry

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from jetfleet.catalog import RegistryState, evolve_registry
 from jetfleet.events import (
     EVENT_TYPES,
     InvocationCompleted,
@@ -21,7 +22,7 @@ from jetfleet.events import (
     compose,
     decode,
 )
-from jetfleet.fleet import FleetState, RegistryState, evolve_fleet, evolve_registry
+from jetfleet.fleet import FleetState, evolve_fleet
 from jetfleet.specs import JobSpec, ModelSpec
 from jetfleet.streams import FLEET, INVOCATIONS, REGISTRY
 from jetfleet_projections.batches import Batch

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from jetfleet.fleet import JobKey
+from jetfleet.catalog import JobKey
 
 NAME = "priority-then-fair"
 VERSION = 1

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
+from jetfleet.catalog import JobKey, JobState
 from jetfleet.events import Candidate
-from jetfleet.fleet import FleetState, JobKey, JobState, ReplicaState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies.placement_filters import no_room, place_of, too_close, unsuitable
 from jetfleet.policies.placement_moves import after_moves, move
 from jetfleet.policies.placement_rooms import RESERVED_MIB, Room, rooms_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from jetfleet.fleet import FleetState, JobState, ReplicaState
+from jetfleet.catalog import JobState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies.placement import Observation, _current, _wanted
 from jetfleet.policies.placement_rooms import rooms_of
 from jetfleet.policies.placement_search import Round, Search

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
-from jetfleet.fleet import JobKey, JobState, ReplicaState
+from jetfleet.catalog import JobKey, JobState
+from jetfleet.fleet import ReplicaState
 from jetfleet.policies.placement_search import Release, Round, Search
 
 COST = 0.15  # a move must raise the score by more

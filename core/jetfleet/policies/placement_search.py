@@ -13,8 +13,9 @@ from functools import cached_property
 from heapq import merge
 from itertools import islice
 
+from jetfleet.catalog import JobKey, JobState, RegistryState
 from jetfleet.events import Candidate
-from jetfleet.fleet import FleetState, JobKey, JobState, RegistryState, ReplicaState
+from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.images import Images
 from jetfleet.policies.placement_filters import back_off, no_room, place_of, too_close, unsuitable
 from jetfleet.policies.placement_rooms import Room
