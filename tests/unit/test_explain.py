@@ -15,7 +15,6 @@ from given import (
     assigned,
     created,
     deleted,
-    disabled,
     failed,
     gpu,
     job,
@@ -24,7 +23,6 @@ from given import (
     lost,
     model,
     ready,
-    released,
     scaled,
     serving,
     started,
@@ -32,7 +30,7 @@ from given import (
 )  # fmt: skip
 from jetfleet.causes import CODES, READY
 from jetfleet.commands.explain import lines
-from jetfleet.events import Candidate, ReplicaFailed, ReplicaPreparing
+from jetfleet.events import ReplicaFailed, ReplicaPreparing
 from jetfleet.explain import SHOWN, document
 from jetfleet.scaling_specs import LagScaling
 from told import ID, Told, beats, queue
@@ -150,66 +148,6 @@ def test_its_place_in_the_queue_and_the_slots_that_are_busy():
     assert told.why_invocation(4, queue()).cause.code == "next"
 
 
-def test_the_first_attempt_was_lost_with_its_worker():
-    spec = job("echo", ack_wait_s=10)
-    told = Told().then(0, created(spec), joined("w1"), serving("r1", "w1", spec)).queued(1)
-    told.invocation(2, started(ID, "w1"))
-    assert told.why_invocation(3, queue(), beats("w1", 3, echo=1)).cause.code == "running"
-    told.then(8, lost("w1"))
-    cause = told.why_invocation(10, queue()).cause
-    assert cause.code == "redelivery"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 2.0 s ago")
-    cause = told.why_invocation(20, queue()).cause
-    assert cause.code == "no_worker"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 12.0 s ago")
-    assert "attempt 2 waits: no worker is at work" in cause.text
-
-
-def test_what_a_worker_handed_back_waits_at_once_like_any_other():
-    told = Told().then(0, created(ECHO), joined("w1"), joined("w2"))
-    told.then(0, serving("r1", "w1", ECHO)).queued(1).invocation(2, started(ID, "w1"))
-    told.then(3, stopped("r1", "w1"), left("w1"), serving("r2", "w2", ECHO))
-    cause = told.why_invocation(3.5, queue(5, before=2, running=1)).cause
-    assert cause.code == "in_queue"
-    assert cause.text.startswith("attempt 1 was lost: the replica of echo on w1 has stopped")
-    assert "attempt 2 waits: it is 2 of 4" in cause.text
-
-
-@pytest.mark.parametrize("why", [stopped("r1", "w1"), failed("r1", "w1")])
-def test_what_was_handed_back_is_in_nobodys_hands_while_all_slots_are_busy(why):
-    told = Told().then(0, created(ECHO), joined("w1"), joined("w2"), serving("r1", "w1", ECHO))
-    told.then(0, serving("r2", "w2", ECHO)).queued(1).invocation(2, started(ID, "w1")).then(3, why)
-    # Of what is handed out and not acknowledged one runs on w2, and one is this.
-    held = queue(5, before=1, running=2, handed_out=True)
-    cause = told.why_invocation(3.5, held, beats("w2", 3, echo=1)).cause
-    assert cause.code == "in_queue"
-    assert "attempt 2 waits: it is 1 of 4 in the queue of echo; 1 of 1 slots are bus" in cause.text
-
-
-def test_an_attempt_is_lost_with_its_agent_though_its_container_lives_on():
-    spec = job("echo", ack_wait_s=10)
-    told = Told().then(0, created(spec), joined("w1"), serving("r1", "w1", spec)).queued(1)
-    told.invocation(2, started(ID, "w1"))
-    told.then(3, joined("w1", replicas=("r1",)))  # the same agent, on other GPUs
-    assert told.why_invocation(4, queue(), beats("w1", 4, echo=1)).cause.code == "running"
-    told.then(5, joined("w1", session="s2", replicas=("r1",)))
-    cause = told.why_invocation(6, queue(handed_out=True, running=1), {}).cause
-    assert cause.code == "redelivery"
-    assert cause.text.startswith("attempt 1 was lost: w1 began anew, 1.0 s ago")
-
-
-def test_the_model_ended_under_an_attempt():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
-    told.invocation(2, started(ID, "w1", seconds=2))
-    before = told.why_invocation(3, queue(), beats("w1", 1, echo=-1))
-    assert before.cause.code == "running"
-    cause = told.why_invocation(5, queue(), beats("w1", 4, echo=-1)).cause
-    assert cause.code == "restarting"
-    assert cause.text == "the model ended under attempt 1 and is being started again on w1"
-    told.then(5, released("r1", "w1"))  # then it has no slots either, and what runs may end
-    assert told.why_invocation(6, queue(), beats("w1", 5, echo=-1)).cause.code == "running"
-
-
 def test_a_job_at_zero_is_woken_by_its_first_invocation():
     told = Told().then(0, created(ZERO), joined("w1"), scaled("echo", 0)).queued(10)
     assert told.why_invocation(11, queue()).cause.code == "waking"
@@ -282,27 +220,6 @@ def test_its_job_was_deleted():
     assert told.why_invocation(3).cause.code == "job_deleted"
 
 
-def test_a_cancellation_and_an_expiry_are_on_their_way():
-    told = Told().then(0, created(ECHO)).queued(1, expires_at=given.at(10))
-    assert told.why_invocation(11).cause.code == "expiring"
-    told.invocation(2, given.cancel_requested(ID, reason="enough"))
-    found = told.why_invocation(3)
-    assert found.cause.code == "cancelling"
-    assert found.timeline[-1].text == "a cancellation was asked for: enough"
-    assert found.cause.text.endswith("it is taken from the queue")
-
-
-def test_who_ends_what_is_to_be_cancelled():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
-    told.invocation(2, started(ID, "w1")).invocation(3, given.cancel_requested(ID))
-    running = told.why_invocation(4, queue(), beats("w1", 4, echo=1)).cause
-    assert running.text == "a cancellation was asked for: w1 stops it"
-    silent = told.why_invocation(12, queue(), beats("w1", 4, echo=1)).cause
-    assert "w1 stops it; attempt 1 runs on w1, as far as is known: nothing is heard" in silent.text
-    gone = told.then(13, lost("w1")).why_invocation(14, queue()).cause
-    assert gone.text == "a cancellation was asked for: it is taken from the queue"
-
-
 # -- afterwards
 
 
@@ -325,94 +242,6 @@ def test_what_was_waited_for_is_told_when_it_is_over():
     assert [e.text for e in found.timeline][-2:] == [
         "attempt 1 runs on w1", "completed on w1 in 4.0 s",
     ]  # fmt: skip
-
-
-def test_an_outcome_says_why():
-    told = Told().then(0, created(ECHO)).queued(1)
-    error = {"code": "model_error", "message": "Traceback\nValueError: no"}
-    told.invocation(2, given.failed_with(ID, error, worker="w1", run_s=0.5, attempt=3))
-    cause = told.why_invocation(4).cause
-    assert cause.text == (
-        "failed on w1 in 0.5 s: model_error: ValueError: no, after a wait of 0.5 s and 3 attempts"
-    )
-
-
-# -- jobs
-
-
-def test_a_job_says_what_serves_and_what_is_missing():
-    three = job("echo", replicas=3, memory_mib=2000)
-    told = Told().then(0, created(three), joined("w1"), serving("r1", "w1", three))
-    found = told.why_job(5, queue(4, running=1, oldest_at=given.at(1)), beats("w1", 5, echo=1))
-    assert (found.cause.code, found.state) == ("serving", "enabled")
-    assert found.cause.text == "1 of 3 replicas are ready; 1 of 1 slots are busy on w1"
-    assert found.cause.details == (
-        "3 waiting, 1 running",
-        "no further replica: the only worker cannot take it; its model needs memory_mib 2000",
-        "w1: 1584 MiB free, 2000 needed",
-    )
-    assert told.why_job(5, queue(0)).cause.code == "idle"
-    # What is queued and what is handed out are not counted in the same moment.
-    assert told.why_job(5, queue(1, running=4)).cause.details[0] == "0 waiting, 4 running"
-
-
-def test_a_disabled_job_takes_nothing_new_and_ends_what_it_has():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
-    told.then(3, disabled("echo"))
-    off = told.why_job(5, queue(0))
-    assert (off.cause.code, off.state) == ("job_disabled", "disabled")
-    busy = told.why_job(5, queue(1, running=1))
-    assert busy.cause.code == "serving"
-    assert busy.cause.details[1].startswith("it takes no new invocations: the job was disabled")
-    assert told.then(6, deleted("echo")).why_job(7).state == "deleted"
-
-
-def test_a_job_tells_of_the_last_decision_on_its_number():
-    told = Told().then(0, created(ZERO), joined("w1")).then(1, scaled("echo", 0))
-    found = told.why_job(4, queue(0))
-    assert found.cause.code == "idle"
-    assert found.cause.details == (
-        "the job scales to 0 replicas 3.0 s ago by test: the test says so",
-    )
-
-
-# -- workers
-
-
-def test_a_worker_says_what_it_runs():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
-    found = told.why_worker("w1", 3, beats("w1", 3, echo=1))
-    assert (found.cause.code, found.state) == ("serving", "joined")
-    assert found.cause.details == ("echo: ready, 1 of 1 slots busy",)
-    assert told.why_worker("w1", 60, beats("w1", 3)).cause.code == "no_conductor"
-    gone = told.then(9, lost("w1")).why_worker("w1", 12)
-    assert (gone.cause.code, gone.cause.text) == ("lost", "w1 was lost, silent for 9.0 s")
-
-
-def test_an_idle_worker_says_why_nothing_is_placed_on_it():
-    told = Told().then(0, created(ECHO), joined("w1"))
-    told.then(0, assigned("r1", "w1", ECHO), joined("w2"))
-    assert told.why_worker("w2", 1).cause.text == "no job wants more replicas than it has"
-    huge = job("huge", memory_mib=99_000)
-    cause = told.then(2, created(huge)).why_worker("w2", 3).cause
-    assert cause.code == "idle"
-    assert cause.details == ("huge: 3584 MiB free, 99000 needed",)
-
-
-def test_a_worker_sees_the_decisions_that_passed_it_over():
-    event = assigned("r1", "w1", ECHO)
-    chosen, passed = Candidate(worker="w1", score=0.9), Candidate(worker="w2", rejected="too small")
-    why = given.WHY.model_copy(update={"candidates": (chosen, passed)})
-    passing = event.model_copy(update={"data": event.data.model_copy(update={"why": why})})
-    told = Told().then(0, created(ECHO), joined("w1"), joined("w2")).then(1, passing)
-    found = told.why_worker("w2", 2)
-    assert [e.text for e in found.timeline] == ["w2 joined", "a replica of echo is given to w1"]
-    assert any("w1: 0.9; w2: too small" in line for line in lines(found))
-
-
-def test_a_worker_that_was_let_in_has_not_joined_yet():
-    found = Told().then(0, given.admitted("w1", "t1")).why_worker("w1", 5)
-    assert (found.cause.code, found.state) == ("admitted", "admitted")
 
 
 # -- what is believed, and how it is shown
