@@ -161,6 +161,8 @@ def at_work(fleet: FleetState, replica: ReplicaState) -> bool:
 
 
 def _of_ready(story: Story, seen: Seen, ready: Sequence[ReplicaState]) -> Cause:
+    if seen.queue is not None and seen.queue.consumer is False:
+        return NOTHING_TO_PULL
     silences = [silence(story, seen, worker) for worker in sorted({r.worker for r in ready})]
     if silences and all(silences):
         return next(each for each in silences if each is not None)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jetfleet.catalog import JobKey
 from jetfleet.causes import (
-    NOTHING_TO_PULL,
     READY,
     Cause,
     Seen,
@@ -203,8 +202,6 @@ def _in_queue(story: Story, work: Work, seen: Seen, *, again: bool) -> Cause:
     queue, view = seen.queue, work.view
     if queue is None:
         return Cause("in_queue", "its turn in the queue has not come")
-    if queue.consumer is False:
-        return NOTHING_TO_PULL
     if again and queue.handed_out and queue.running:  # to the one that lost it, for all we know
         queue = replace(queue, handed_out=False, running=queue.running - 1)
         seen = replace(seen, queue=queue)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from jetfleet.catalog import JobKey, JobState
 from jetfleet.causes import (
-    NOTHING_TO_PULL,
     READY,
     Cause,
     Queue,
@@ -16,6 +15,7 @@ from jetfleet.causes import (
     ready_replicas,
     shortage,
     silence,
+    slots_told,
     waits_for,
 )
 from jetfleet.explain import Explanation, shown
@@ -46,8 +46,7 @@ def job_cause(story: Story, key: JobKey, seen: Seen) -> Cause:
     if job is None:
         return cause
     if cause is READY:
-        stuck = waiting and queue.consumer is False
-        cause = NOTHING_TO_PULL if stuck else _serving(story, job, seen, waiting)
+        cause = _serving(story, job, seen, waiting)
     details = [f"{waiting} waiting, {queue.running or 0} running"] if queue.unfinished else []
     if not job.enabled and closed is not None:
         off = f"it takes no new invocations: {closed.text}"
@@ -118,6 +117,8 @@ def _replica_words(story: Story, replica: ReplicaState, seen: Seen) -> str:
     if stage is not None:
         doing = f" ({stage.text})" if stage.text else ""
         text += f"{doing} for {duration(seen.now - stage.at)}"
+    if slots_told(seen, replica) is None:
+        return text  # its worker has said nothing since it is ready
     heard = (seen.heard or {}).get(replica.worker)
     for load in heard.heartbeat.data.jobs if heard is not None else ():
         if (load.tenant, load.job) == replica.key:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
-from jetfleet.errors import BrokerUnavailable
+from jetfleet.errors import BrokerUnavailable, NoResponders
 from jetfleet.events import InvalidEvent, WorkerHeartbeat, decode
 from jetfleet.streams import TELEMETRY
 
@@ -37,12 +37,16 @@ async def last_heartbeats(connection: Connection, sessions: Mapping[str, str]) -
 
 
 async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:
-    """The newest heartbeat of a worker; None when there was none in the last ten minutes.
+    """The newest heartbeat of a worker; None when none is kept: there was none in the last ten
+    minutes, or none since the broker began.
 
     Raises:
         BrokerUnavailable: no answer in time.
     """
-    reply = await connection.ask(f"$JS.API.DIRECT.GET.{TELEMETRY}.{subjects.telemetry(worker)}")
+    try:
+        reply = await connection.ask(f"$JS.API.DIRECT.GET.{TELEMETRY}.{subjects.telemetry(worker)}")
+    except NoResponders:
+        return None  # a broker that has just begun has no such stream until a conductor makes it
     headers = reply.headers or {}
     status = headers.get("Status", "")
     if status == "404":

@@ -28,7 +28,7 @@ from given import (
     started,
     stopped,
 )  # fmt: skip
-from jetfleet.causes import CODES, READY
+from jetfleet.causes import CODES, NOTHING_TO_PULL, READY
 from jetfleet.commands.explain import lines
 from jetfleet.events import ReplicaFailed, ReplicaPreparing
 from jetfleet.explain import SHOWN, document
@@ -208,7 +208,8 @@ def test_the_queue_does_not_have_it():
     behind = told.why_invocation(4, queue(holds=False, position=0)).cause
     assert (behind.code, "up to 0, and this is at 1" in behind.text) == ("not_in_queue", True)
     assert "a crash" in told.why_invocation(4, queue(holds=False)).cause.text
-    assert told.why_invocation(4, queue(consumer=False)).cause.code == "no_conductor"
+    assert told.why_invocation(4, queue(consumer=False)).cause == NOTHING_TO_PULL
+    assert told.why_invocation(900, queue(consumer=False), {}).cause == NOTHING_TO_PULL
     assert told.why_job(4, queue(consumer=False, running=None)).cause.code == "no_conductor"
     pulled = queue(handed_out=True, running=1)
     assert told.why_invocation(4, pulled).cause.code == "taken"
