@@ -13,6 +13,9 @@ from jetfleet.events import WorkerHeartbeat
 
 MOST_WORKERS = 10_000  # the table of a fleet whose machines come and go for years stays bounded
 MOST_KINDS = 1_000  # of one worker: names of models in its heartbeats are claims
+# So are its numbers, with which policies compute: no run is longer (``timeout_s``), and nobody's
+# word counts for more runs.
+LONGEST_S, MOST_RUNS = 86_400.0, 1_000_000
 Kind = tuple[str, str, str]  # tenant, model (name:version), type of GPU (empty: none)
 
 
@@ -40,11 +43,8 @@ class Speeds:
 
     def of_worker(self, worker: str, tenant: str, model: str) -> tuple[float | None, int]:
         """Seconds of one run on this worker, and how many runs that stands for."""
-        samples = [
-            sample
-            for (whose, name, _gpu), sample in self.workers.get(worker, {}).items()
-            if (whose, name) == (tenant, model)
-        ]
+        told = self.workers.get(worker, {})  # asked for every replica: no tuple is made to compare
+        samples = [each for kind, each in told.items() if kind[1] == model and kind[0] == tenant]
         if not samples:
             return None, 0
         both = samples[0]
@@ -60,7 +60,8 @@ def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
         if load.service_s is None or not load.finished or not load.model:
             continue
         kind = (load.tenant, load.model, load.gpu)
-        told[kind] = _together(told.get(kind), Sample(load.service_s, load.finished))
+        sample = Sample(min(load.service_s, LONGEST_S), min(load.finished, MOST_RUNS))
+        told[kind] = _together(told.get(kind), sample)
     if not told:
         return state
     worker = heartbeat.data.worker

@@ -134,6 +134,16 @@ async def test_creating_what_exists_is_refused(two):
         await one.create_job(job())
 
 
+async def test_of_clients_racing_to_create_a_job_one_does_and_the_others_change_nothing(two):
+    await two[0].register_model(model())
+    await two[1].registry.sync()
+    results = await asyncio.gather(
+        *(two[n % 2].create_job(job(queue_cap=n + 1)) for n in range(6)), return_exceptions=True
+    )
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 5
+    assert await length(two[0]) == 2
+
+
 async def test_a_job_on_a_model_that_is_not_registered_so_is_refused(two):
     one, _ = two
     with pytest.raises(ModelNotFound):
