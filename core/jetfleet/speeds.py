@@ -6,7 +6,7 @@ for jobs that they no longer serve: that is what placing a job anew needs to kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from jetfleet.events import WorkerHeartbeat
@@ -29,22 +29,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """The table; see ``lookup``."""
+    """The table, by worker; see ``by_model``."""
 
     workers: Mapping[str, Mapping[Kind, Sample]] = field(default_factory=dict)
-
-    def kinds(self) -> frozenset[Kind]:
-        """Everything of which the speed is known."""
-        return frozenset(kind for samples in self.workers.values() for kind in samples)
-
-    def lookup(self, tenant: str, model: str, gpu: str) -> float | None:
-        """Seconds of one run of ``name:version`` on this type of GPU (empty: on none).
-
-        The mean over workers, weighted by how many runs each stands for; None: not known.
-        """
-        found = list(self._samples((tenant, model, gpu)))
-        runs = sum(sample.runs for sample in found)
-        return sum(sample.service_s * sample.runs for sample in found) / runs if runs else None
 
     def by_model(self) -> dict[tuple[str, str], dict[str, dict[str, Sample]]]:
         """What was told by (tenant, model), then by type of GPU, then by worker."""
@@ -64,9 +51,6 @@ class Speeds:
         for each in samples[1:]:
             both = _together(both, each)
         return both.service_s, both.runs
-
-    def _samples(self, kind: Kind) -> Iterator[Sample]:
-        return (samples[kind] for samples in self.workers.values() if kind in samples)
 
 
 def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:

@@ -149,13 +149,14 @@ class Conductor:
                 return
 
     async def _reconnected(self) -> None:
-        """After a broker restart: consumers in memory are gone, and nobody's silence counts."""
+        """After a broker restart: what it held in memory is gone, and nobody's silence counts."""
         self.consumers.restarted()
         self._heard.clear()
         self.reaper.broker_restarted()
         self.scaler.watcher.restarted()
         self.balancer.restarted()
         self._wake.set()
+        await self._until_possible(lambda: ensure(self.connection, self.settings))
 
     async def _follow(self, reader: LogReader) -> None:
         async for record in read_records(reader):

@@ -24,6 +24,7 @@ from jetfleet.events import (
 from jetfleet.placement_specs import PlacementSpec
 from jetfleet.setup import ensure_streams
 from jetfleet.streams import FLEET, job_consumer
+from jetfleet.telemetry import last_heartbeat
 from pretender import now, pretending
 from waiting import until
 
@@ -166,6 +167,15 @@ async def test_a_restarted_broker_gets_its_consumers_back(broker, client, settin
             f"CONSUMER.INFO.FLEET.{subjects.worker_consumer('w1')}"
         )
         assert info["config"]["opt_start_seq"] == conductor.fleet.workers["w1"].joined_seq
+
+
+async def test_a_restarted_broker_keeps_heartbeats_again(broker, client, settings):
+    async with conducting(settings) as conductor, pretending(settings, "w1"):
+        broker.kill()
+        await broker.start()
+        await until(lambda: client.connected and conductor.connection.connected, "all are back")
+        beat = await until(lambda: last_heartbeat(client.connection, "w1"), "a heartbeat is kept")
+        assert beat.heartbeat.data.worker == "w1"
 
 
 async def _again(there: Any, connection: Connection) -> bool:
