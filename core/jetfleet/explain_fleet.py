@@ -17,6 +17,7 @@ from jetfleet.causes import (
     silence,
     waits_for,
 )
+from jetfleet.causes_placed import thresholds_in_words
 from jetfleet.explain import Explanation, shown
 from jetfleet.fleet import ReplicaState
 from jetfleet.policies import placement_asked
@@ -70,6 +71,9 @@ def _serving(story: Story, job: JobState, seen: Seen, waiting: int) -> Cause:
     if len(placement_asked.staying(story.fleet, job)) < wanted:
         short = shortage(story, job, seen, None)
         details = (f"no further replica: {short.text}", *short.details)
+    balanced = story.balanced.get(key)
+    if balanced is not None and (thresholds := thresholds_in_words(balanced)):
+        details = (*details, thresholds)
     code = "serving" if waiting or busy else "idle"
     return Cause(code, text, details=details)
 
