@@ -39,6 +39,9 @@ __all__ = [
 
 NAME = "weighted"
 VERSION = 2  # 1 knew no priorities
+# Decisions of one round, about: the rest is the next one's, half a second later. A round that took
+# seconds would decide by what is no more, and its decisions would not be taken.
+MOST = 250
 UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it hears
 
 
@@ -146,6 +149,8 @@ def _fill_all(work: Round, needs: Sequence[Need]) -> None:
     order = sorted(needs, key=lambda n: (-n.job.spec.placement.priority, n.job.key not in ahead))
     rights.share(sum(not need.met and rights.may(need.job) for need in order))
     for need in order:
+        if len(work.decisions) >= MOST:
+            return
         if not need.met or need.job.key in rights.touched:
             _fill(work, rights, need.without(rights.gone) if rights.gone else need)
 

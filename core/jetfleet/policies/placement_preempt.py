@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 
 from jetfleet.catalog import JobKey, JobState
 from jetfleet.events import Candidate, RoomFor
@@ -20,7 +21,8 @@ from jetfleet.policies.placement_rooms import Room, capable
 from jetfleet.policies.placement_search import DIGITS, REJECTED, SCORED, Release, Round, Search
 from jetfleet.specs import Resources
 
-SEARCHES = 16  # in one round: each looks at every replica of the fleet
+LOOKS = 8_000  # at a worker, in one round of the whole fleet: of 1,000 workers for 8 replicas
+SEVERAL = 4  # looking for several replicas to go costs as much as looking for one so often
 CHAIN = timedelta(minutes=10)  # whose replica made room lately makes nobody make room
 FREED = timedelta(seconds=30)  # room that was made is the job's to take
 
@@ -38,9 +40,12 @@ TOO_DEAR = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class There:
-    """A replica on a worker, and what its going would give back."""
+    """A replica on a worker, and what its going would give back.
+
+    ``last``: its job has no other that serves.
+    """
 
     replica: ReplicaState
     priority: int
@@ -48,6 +53,7 @@ class There:
     memory_mib: int
     gpu_memory_mib: int
     gpus: tuple[str, ...]
+    last: bool = False
 
     @classmethod
     def of(cls, replica: ReplicaState, priority: int) -> There:
@@ -58,6 +64,20 @@ class There:
         )  # fmt: skip
 
 
+def _liking(one: There) -> tuple[int, bool, bool, int]:
+    """Who goes first: the least important, what serves nobody yet, the youngest."""
+    return (one.priority, one.serves, one.last, -one.replica.assigned_seq)
+
+
+def _cost(going: Sequence[There]) -> Cost:
+    ranks = [one.priority for one in going]
+    return (
+        len(going), max(ranks), sum(ranks), sum(one.serves for one in going),
+        sum(one.last for one in going), -min(one.replica.assigned_seq for one in going),
+    )  # fmt: skip
+
+
+Able = tuple[Room, list[There], list[There]]  # who leaves a worker, and who could be made to
 Found = tuple[Cost, str, tuple[There, ...]]  # on which worker, and who would have to go
 
 
@@ -70,11 +90,12 @@ class Precedence:
 
     work: Round
     least: int
-    left: int = SEARCHES
+    left: int = LOOKS
     touched: set[JobKey] = field(default_factory=set)  # jobs whose replicas make room
     gone: set[str] = field(default_factory=set)  # ids of these replicas
     _hopeless: set[object] = field(default_factory=set)
-    _leaving: dict[str, list[There]] | None = None  # by worker, as is the next
+    _looked: bool = False
+    _leaving: dict[str, list[There]] = field(default_factory=dict)  # by worker, as is the next
     _there: dict[str, list[There]] = field(default_factory=dict)
     _serving: Counter[JobKey] = field(default_factory=Counter)
     _every: int = 1
@@ -87,7 +108,7 @@ class Precedence:
 
     def share(self, jobs: int) -> None:
         """So many jobs may ask others to go: too many for one round take turns, by the second."""
-        self._every = max(1, -(-jobs // SEARCHES))
+        self._every = max(1, -(-jobs * len(self.work.rooms) // LOOKS))
 
     def make_room(
         self, job: JobState, current: Iterable[ReplicaState], missing: int, needs: object
@@ -106,19 +127,19 @@ class Precedence:
         for _ in range(missing):
             if self._hold_what_leaves(search):
                 continue
-            if not (its_turn and self.left) or known in self._hopeless or self._lately(key):
+            if not its_turn or self.left <= 0 or known in self._hopeless or self._lately(key):
                 return
-            self.left -= 1
+            self.left -= len(self.work.rooms)
             if not self._preempt(search, known):
                 return
 
     def _look(self) -> None:
         """Find out who is where, once in a round and only when somebody lacks room."""
-        if self._leaving is not None:
+        if self._looked:
             return
         work, jobs = self.work, self.work.seen.registry.jobs
         going = {d.replica.id for d in work.decisions if isinstance(d, Release)}
-        self._leaving = {}
+        self._looked = True
         for replica in work.fleet.replicas.values():
             if replica.worker not in work.rooms:
                 continue
@@ -130,6 +151,10 @@ class Precedence:
                 self._there.setdefault(replica.worker, []).append(one)
             if one.serves:
                 self._serving[replica.key] += 1
+        for ones in self._there.values():
+            for one in ones:
+                one.last = one.serves and self._serving[one.replica.key] == 1
+            ones.sort(key=_liking)
 
     def _lately(self, key: JobKey) -> bool:
         """No chains: who was made to give way makes nobody give way for a while."""
@@ -141,7 +166,7 @@ class Precedence:
 
     def _hold_what_leaves(self, search: Search) -> bool:
         """Hold a place where the job fits once those have stopped that were let go."""
-        leaving, key = self._leaving or {}, (search.job.tenant, search.job.spec.name)
+        leaving, key = self._leaving, (search.job.tenant, search.job.spec.name)
 
         def order(name: str) -> tuple[bool, str]:
             return (all(one.replica.yields_to != key for one in leaving[name]), name)
@@ -168,87 +193,101 @@ class Precedence:
 
     def _preempt(self, search: Search, known: object) -> bool:
         """Let replicas go where that is cheapest; whether it is possible anywhere."""
-        mine = search.job.spec.placement.priority
-        found: list[Found] = []
-        rejected: list[Candidate] = []
+        spec, able, rejected = search.job.spec, list[Able](), list[Candidate]()
         personal = False  # something stands against this job that does not against all like it
         for name, room in self.work.rooms.items():
-            lower = [one for one in self._there.get(name, ()) if one.priority < mine]
-            words, going = "nothing there is less important", ()
-            if lower and not (words := unsuitable(search.job.spec, room.worker)):
+            lower = [o for o in self._there.get(name, ()) if o.priority < spec.placement.priority]
+            words = "nothing there is less important"
+            if lower and not (words := unsuitable(spec, room.worker)):
                 words = _objection(search, room)
                 personal |= bool(words)
-                going = () if words else self._fewest(search, room, lower)
-            if going:
-                found.append((self._cost(going), name, going))
+            if not words:
+                able.append((room, self._leaving.get(name, []), lower))
             elif len(rejected) < REJECTED:
-                why = words or "no room even without what is less important"
-                rejected.append(Candidate(worker=name, rejected=why))
-        if not found and not personal:
-            self._hopeless.add(known)
-        if found:
-            found.sort(key=lambda each: each[:2])
-            candidates = (*_weighed(search, found), *rejected)
-            self._let_go(search, found[0][1], found[0][2], candidates)
-        return bool(found)
-
-    def _fewest(self, search: Search, room: Room, lower: list[There]) -> tuple[There, ...]:
-        """The fewest that make room, as far as can be told quickly; none where all do not."""
-        need, leaving = search.job.spec.model.resources, (self._leaving or {}).get(room.worker.name)
-        free = room.memory_mib + sum(one.memory_mib for one in (*(leaving or ()), *lower))
-        if free < need.memory_mib:
-            return ()
-
-        def enough(going: Sequence[There]) -> bool:
-            return _gpus_without(room, need, (*(leaving or ()), *going)) is not None
-
-        if not enough(lower):
-            return ()
-        by_liking = sorted(lower, key=self._liking)
-        if one := next((one for one in by_liking if enough((one,))), None):
-            return (one,)
-        on_gpu = need.gpu_memory_mib > 0
-        large_first = sorted(
-            by_liking, key=lambda one: (-one.gpu_memory_mib if on_gpu else 0, -one.memory_mib)
-        )
-        choices = [_spared(order, enough, self._liking) for order in (by_liking, large_first)]
-        return min(choices, key=self._cost)
-
-    def _liking(self, one: There) -> tuple[int, bool, bool, int]:
-        """Who goes first: the least important, what serves nobody yet, the youngest."""
-        return (one.priority, one.serves, self._last(one), -one.replica.assigned_seq)
-
-    def _last(self, one: There) -> bool:
-        """Whether its job has no other that serves."""
-        return one.serves and self._serving[one.replica.key] == 1
-
-    def _cost(self, going: Sequence[There]) -> Cost:
-        ranks = [one.priority for one in going]
-        return (
-            len(going), max(ranks), sum(ranks), sum(one.serves for one in going),
-            sum(map(self._last, going)), -min(one.replica.assigned_seq for one in going),
-        )  # fmt: skip
+                rejected.append(Candidate(worker=name, rejected=words))
+        need = spec.model.resources
+        found = sorted(_by_one(need, able), key=_cheapest)
+        if not found:
+            self.left -= SEVERAL * len(able)
+            found = sorted(_by_several(need, able), key=_cheapest)
+        if not found:
+            if not personal:
+                self._hopeless.add(known)
+            return False
+        _, name, going = found[0]
+        candidates = (*_weighed(search, found, [room.worker.name for room, *_ in able]), *rejected)
+        self._let_go(search, name, going, candidates)
+        return True
 
     def _let_go(
         self, search: Search, name: str, going: Sequence[There], candidates: tuple[Candidate, ...]
     ) -> None:
-        job, room = search.job, self.work.rooms[name]
+        job, leaving = search.job, self._leaving.setdefault(name, [])
         asked = RoomFor(tenant=job.tenant, job=job.spec.name, priority=job.spec.placement.priority)
         with_ = "" if len(going) == 1 else f", with {len(going) - 1} others there"
-        for one in sorted(going, key=self._liking):
+        for one in sorted(going, key=_liking):
+            key = one.replica.key
             reason = (
                 f"makes room for {asked.job} (priority {asked.priority}, its own is"
                 f" {one.priority}){with_}: that fits nowhere else"
             )
             self.work.decisions.append(Release(one.replica, reason, asked, candidates))
-            self.work.yielding.setdefault(one.replica.key, set()).add(name)
-            self.touched.add(one.replica.key)
+            self.work.yielding.setdefault(key, set()).add(name)
+            self.touched.add(key)
             self.gone.add(one.replica.id)
-            self._there[name].remove(one)
-            self._serving[one.replica.key] -= one.serves
-            if self._leaving is not None:
-                self._leaving.setdefault(name, []).append(one)
-        self._hold(search, room, (self._leaving or {})[name])
+            self._there[name] = [other for other in self._there[name] if other is not one]
+            leaving.append(one)
+            if one.serves:
+                self._serving[key] -= 1
+                self._mark_last(key)
+        self._hold(search, self.work.rooms[name], leaving)
+
+    def _mark_last(self, key: JobKey) -> None:
+        """After one of this job was let go."""
+        if self._serving[key] != 1:
+            return
+        for ones in self._there.values():
+            for one in ones:
+                if one.serves and one.replica.key == key:
+                    one.last = True
+                    ones.sort(key=_liking)
+                    return
+
+
+def _cheapest(found: Found) -> tuple[Cost, str]:
+    return found[:2]
+
+
+def _by_one(need: Resources, able: Iterable[Able]) -> Iterator[Found]:
+    """Where one replica is enough: the one that goes first."""
+    for room, leaving, lower in able:
+        free = room.memory_mib + sum(one.memory_mib for one in leaving)
+        for one in lower:
+            if free + one.memory_mib < need.memory_mib:
+                continue
+            if not need.gpu_memory_mib or _gpus_without(room, need, (*leaving, one)) is not None:
+                yield _cost((one,)), room.worker.name, (one,)
+                break
+
+
+def _by_several(need: Resources, able: Iterable[Able]) -> Iterator[Found]:
+    """Where several make room, about the fewest: those that go first, or the largest of them."""
+    on_gpu = need.gpu_memory_mib > 0
+
+    def size(one: There) -> tuple[int, int]:
+        return (-one.gpu_memory_mib if on_gpu else 0, -one.memory_mib)
+
+    for room, leaving, lower in able:
+
+        def enough(
+            going: Sequence[There], room: Room = room, leaving: Sequence[There] = leaving
+        ) -> bool:
+            return _gpus_without(room, need, (*leaving, *going)) is not None
+
+        if enough(lower):
+            choices = [_spared(order, enough) for order in (lower, sorted(lower, key=size))]
+            going = min(choices, key=_cost)
+            yield _cost(going), room.worker.name, going
 
 
 def waited_for(fleet: FleetState, now: datetime) -> frozenset[JobKey]:
@@ -264,7 +303,7 @@ def _objection(search: Search, room: Room) -> str:
     return search.own_objection(room) or ("the job failed there" if failed else "")
 
 
-def _weighed(search: Search, found: Sequence[Found]) -> Iterator[Candidate]:
+def _weighed(search: Search, found: Sequence[Found], able: Sequence[str]) -> Iterator[Candidate]:
     """The worker where room is made, with its score for the job, and why not elsewhere."""
     best, name, _ = found[0]
     score = -search.rank(search.work.rooms[name])[0]
@@ -272,6 +311,12 @@ def _weighed(search: Search, found: Sequence[Found]) -> Iterator[Candidate]:
     for cost, other, _ in found[1:SCORED]:
         part = next((n for n, (a, b) in enumerate(zip(cost, best, strict=True)) if a != b), -1)
         yield Candidate(worker=other, rejected=TOO_DEAR[part].format(*cost))
+    costs = {other for _, other, _ in found}
+    dear = (
+        "more would have to go" if best[0] == 1 else "no room even without what is less important"
+    )
+    for other in islice((each for each in able if each not in costs), REJECTED):
+        yield Candidate(worker=other, rejected=dear)
 
 
 def _gpus_without(room: Room, need: Resources, gone: Sequence[There]) -> tuple[str, ...] | None:
@@ -288,18 +333,14 @@ def _gpus_without(room: Room, need: Resources, gone: Sequence[There]) -> tuple[s
     return None
 
 
-def _spared(
-    order: Iterable[There],
-    enough: Callable[[Sequence[There]], bool],
-    liking: Callable[[There], object],
-) -> tuple[There, ...]:
+def _spared(order: Iterable[There], enough: Callable[[Sequence[There]], bool]) -> tuple[There, ...]:
     """The first of these that are enough, without those not needed for it after all."""
     going: list[There] = []
     for one in order:
         going.append(one)
         if enough(going):
             break
-    for one in sorted(going, key=liking, reverse=True):  # type: ignore[type-var,arg-type]
+    for one in sorted(going, key=_liking, reverse=True):
         rest = [other for other in going if other is not one]
         if enough(rest):
             going = rest
