@@ -122,15 +122,15 @@ class Precedence:
         if missing <= 0:
             return
         self._look()
+        known = (needs, job.spec.placement.priority)
+        may_ask = its_turn and known not in self._hopeless and not self._lately(job.key)
+        if not may_ask and not any(self._would_do(job, name) for name in self._leaving):
+            return
         search = Search.of(self.work, job, current)
-        key, known = (job.tenant, job.spec.name), (needs, job.spec.placement.priority)
         for _ in range(missing):
             if self._hold_what_leaves(search):
                 continue
-            if not its_turn or self.left <= 0 or known in self._hopeless or self._lately(key):
-                return
-            self.left -= len(self.work.rooms)
-            if not self._preempt(search, known):
+            if not may_ask or self.left <= 0 or not self._preempt(search, known):
                 return
 
     def _look(self) -> None:
@@ -166,18 +166,25 @@ class Precedence:
 
     def _hold_what_leaves(self, search: Search) -> bool:
         """Hold a place where the job fits once those have stopped that were let go."""
-        leaving, key = self._leaving, (search.job.tenant, search.job.spec.name)
+        leaving, key = self._leaving, search.job.key
 
         def order(name: str) -> tuple[bool, str]:
             return (all(one.replica.yields_to != key for one in leaving[name]), name)
 
         for name in sorted(leaving, key=order):
             room = self.work.rooms[name]
-            if unsuitable(search.job.spec, room.worker) or _objection(search, room):
+            if not self._would_do(search.job, name) or _objection(search, room):
                 continue
             if self._hold(search, room, leaving[name]):
                 return True
         return False
+
+    def _would_do(self, job: JobState, name: str) -> bool:
+        """Whether what leaves a worker leaves room for one more."""
+        room, spec = self.work.rooms[name], job.spec
+        if unsuitable(spec, room.worker):
+            return False
+        return _gpus_without(room, spec.model.resources, self._leaving[name]) is not None
 
     def _hold(self, search: Search, room: Room, without: Sequence[There]) -> bool:
         """Keep others from the room there will be without these; whether it is enough."""
@@ -193,6 +200,7 @@ class Precedence:
 
     def _preempt(self, search: Search, known: object) -> bool:
         """Let replicas go where that is cheapest; whether it is possible anywhere."""
+        self.left -= len(self.work.rooms)
         spec, able, rejected = search.job.spec, list[Able](), list[Candidate]()
         personal = False  # something stands against this job that does not against all like it
         for name, room in self.work.rooms.items():
