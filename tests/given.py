@@ -223,18 +223,13 @@ def assigned(
 
 
 def released(
-    replica: str,
-    worker: str,
-    of: str = "echo",
-    seconds: float = 0,
-    room_for: RoomFor | None = None,
+    replica: str, worker: str, of: str = "echo", seconds: float = 0, room_for: RoomFor | None = None
 ) -> Event:
     data = {**_replica(replica, worker, of), "room_for": room_for, "why": WHY}
     return ReplicaReleased(**envelope(seconds), data=data)
 
 
 def room_for(name: str, priority: int = 10, tenant: str = TENANT) -> RoomFor:
-    """The more important job that a replica is let go for."""
     return RoomFor(tenant=tenant, job=name, priority=priority)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -225,6 +226,11 @@ def test_nobody_makes_room_where_the_job_failed():
     happened.append(serving("r3", "w1", LOW))  # it came while that one paused
     two = LOW.model_copy(update={"min_replicas": 2, "max_replicas": 2})
     assert decide([created(two), created(HIGH)], happened, seconds=300) == []
+
+
+def test_nobody_makes_room_on_a_worker_that_may_be_lost():
+    seen = replace(world(BOTH, full(("r1", LOW))), silent={"w1"})
+    assert place(seen, at(0)) == ()
 
 
 def test_the_decision_says_where_else_room_could_be_made_and_why_not():

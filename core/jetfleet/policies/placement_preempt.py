@@ -306,9 +306,14 @@ def waited_for(fleet: FleetState, now: datetime) -> frozenset[JobKey]:
 
 
 def _objection(search: Search, room: Room) -> str:
-    """What stands against this job there, were there room. Nobody makes room where it failed."""
-    failed = room.worker.name in search.failures
-    return search.own_objection(room) or ("the job failed there" if failed else "")
+    """What stands against this job there, were there room. Nobody makes room where it failed, or
+    where the worker may be lost."""
+    if objection := search.own_objection(room):
+        return objection
+    if room.worker.name in search.failures:
+        return "the job failed there"
+    silent = room.worker.name in search.work.seen.silent
+    return "has not been heard of for a while" if silent else ""
 
 
 def _weighed(search: Search, found: Sequence[Found], able: Sequence[str]) -> Iterator[Candidate]:
