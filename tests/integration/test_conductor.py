@@ -13,7 +13,6 @@ from conftest import settings_for
 from inprocess import conducting, connected, declare
 from jetfleet import access, jwt, subjects
 from jetfleet.client import Client
-from jetfleet.connection import Connection
 from jetfleet.errors import StartupError
 from jetfleet.events import (
     ReplicaAssigned,
