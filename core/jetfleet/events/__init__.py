@@ -18,6 +18,20 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from jetfleet.events.capacity import (
+    CapacityAccepted,
+    CapacityDecision,
+    CapacityNeed,
+    CapacityOffered,
+    CapacityRefused,
+    CapacityReleased,
+    CapacityRequested,
+    CapacityStarted,
+    CapacityStopped,
+    CapacityWithheld,
+    ProviderEvent,
+    WorkerShape,
+)
 from jetfleet.events.envelope import Event, InvalidEvent
 from jetfleet.events.fleet import (
     Candidate,
@@ -68,7 +82,7 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced
+ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced | CapacityDecision
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -81,6 +95,7 @@ FleetEvent = (
     | ReplicaStopped
     | AdmissionEvent
     | ControlEvent
+    | ProviderEvent
 )
 AnyEvent = RegistryEvent | InvocationEvent | FleetEvent | WorkerHeartbeat
 EVENT_TYPES: Mapping[str, type[Event]] = {
@@ -160,6 +175,16 @@ __all__ = [
     "AnyEvent",
     "BlobRef",
     "Candidate",
+    "CapacityAccepted",
+    "CapacityDecision",
+    "CapacityNeed",
+    "CapacityOffered",
+    "CapacityRefused",
+    "CapacityReleased",
+    "CapacityRequested",
+    "CapacityStarted",
+    "CapacityStopped",
+    "CapacityWithheld",
     "ControlEvent",
     "Event",
     "Failure",
@@ -185,6 +210,7 @@ __all__ = [
     "ModelRegistered",
     "Outcome",
     "OutcomeEvent",
+    "ProviderEvent",
     "PullLevel",
     "RegistryEvent",
     "ReplicaAssigned",
@@ -201,6 +227,7 @@ __all__ = [
     "WorkerJoined",
     "WorkerLeft",
     "WorkerLost",
+    "WorkerShape",
     "WorkerTokenRevoked",
     "compose",
     "decode",

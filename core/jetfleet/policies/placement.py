@@ -42,6 +42,11 @@ UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it 
 
 def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     """The decisions due now, in order; none when every job has what it wants."""
+    return tuple(placed(observation, now).decisions)
+
+
+def placed(observation: Observation, now: datetime) -> Round:
+    """A whole round of placement: the decisions due now, and what found no place."""
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
     work = Round(observation, rooms_of(fleet), now)
@@ -60,7 +65,7 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
         _serve(work, job, by_job.get((job.tenant, job.spec.name), []))
     if not work.decisions:
         move(work, jobs, by_job)
-    return tuple(work.decisions)
+    return work
 
 
 def consider(observation: Observation, key: JobKey, now: datetime) -> tuple[Candidate, ...]:
@@ -110,11 +115,13 @@ def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None
     for replica in _least_useful(current, job, work.now)[: max(0, len(current) - wanted)]:
         work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
     unplaced = _add(work, job, current, wanted - len(current)) if len(current) < wanted else 0
+    leaving = len(replicas) - len(staying)
+    if (lacking := unplaced - len(outdated) - leaving) > 0:  # those that go will make room
+        work.unplaced[job.tenant, job.spec.name] = lacking
     ready = sum(replica.status == "ready" for replica in current)
     if outdated and (ready >= wanted or unplaced):
         # The newer spec serves, or finds no room until an older one goes; what was let go before
         # and has not stopped yet will make room too.
-        leaving = len(replicas) - len(staying)
         gone = outdated
         if ready < wanted:
             useful = [r for r in outdated if _would_help(work, job, r, current)]
