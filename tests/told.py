@@ -15,6 +15,7 @@ from jetfleet.events import (
     ControlEvent,
     Event,
     JobLoad,
+    ProviderEvent,
     RegistryEvent,
     WorkerHeartbeat,
     encode,
@@ -104,6 +105,8 @@ def subject_of(event: Event) -> str:
     verb, data = event.type.rpartition(".")[2], event.data
     if isinstance(event, ControlEvent | AdmissionEvent):
         return f"jf.ctl.of.{verb}"
+    if isinstance(event, ProviderEvent):
+        return subjects.provider(event.data.provider, verb)
     worker = getattr(data, "worker", None)
     return f"jf.other.{verb}" if worker is None else subjects.fleet(worker, verb)
 

@@ -26,6 +26,7 @@ from jetfleet.events import (
     JobEnabled,
     JobScaled,
     JobUpdated,
+    ProviderEvent,
     ReplicaAssigned,
     ReplicaFailed,
     ReplicaPreparing,
@@ -201,7 +202,8 @@ def vouched(record: Record, event: AnyEvent) -> bool:
         return True  # the registry, and decisions: no worker may publish there
     verb = event.type.rpartition(".")[2]
     said = subjects.fleet(getattr(event.data, "worker", ""), verb)
-    return record.subject == said and not isinstance(event, ControlEvent | AdmissionEvent)
+    others = ControlEvent | AdmissionEvent | ProviderEvent
+    return record.subject == said and not isinstance(event, others)
 
 
 def entry(record: Record, event: AnyEvent) -> Entry:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Commands:
             "shape": what.shape.model_dump(mode="json"),
             "agent": ["jetfleet", *what.agent],
             "environment": dict(what.environment),
+            "script": script(what),
         }
         try:
             answer = await self._call("start", request, self.start_s)
@@ -120,6 +122,12 @@ class Commands:
         if not isinstance(answer, dict):
             raise _Failed(f"{verb} did not answer with a JSON object: {out[:80]!r}")
         return answer
+
+
+def script(what: Start) -> str:
+    """The agent as lines of a POSIX shell."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in what.environment.items()]
+    return "\n".join([*exports, f"exec jetfleet {shlex.join(what.agent)}"])
 
 
 def _environment() -> dict[str, str]:
