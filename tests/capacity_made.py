@@ -7,13 +7,18 @@ from typing import Any
 
 import given
 from given import at, envelope, job, model
+from jetfleet import subjects
 from jetfleet.capacity import CapacityState, evolve_capacity
 from jetfleet.events import (
     CapacityAccepted,
     CapacityOffered,
     CapacityRefused,
     CapacityRequested,
+    CapacityStarted,
+    CapacityStopped,
+    CapacityWithheld,
     Event,
+    ProviderEvent,
     WorkerShape,
 )
 from jetfleet.policies.capacity import (
@@ -103,3 +108,27 @@ def in_words(decision: Any) -> str:
         return f"give back {decision.worker.worker}"
     assert isinstance(decision, Withhold)
     return decision.reason
+
+
+def withheld(reason: str = "no") -> CapacityWithheld:
+    """Nobody is asked for what job echo lacks."""
+    need = {"tenant": given.TENANT, "job": "echo", "replicas": 1, "resources": {}}
+    why = given.WHY.model_copy(update={"reason": reason})
+    return CapacityWithheld(**envelope(), data={"needs": [need], "why": why})
+
+
+def one_of_each() -> list[Event]:
+    """All that is said between the conductor and a provider, but for what is given back."""
+    return [
+        offered(), requested("cloud-1", "cloud-2"), withheld(),
+        said(CapacityAccepted, "cloud-1", "cloud-2"), said(CapacityStarted, "cloud-1"),
+        said(CapacityStopped, "cloud-1", reason="it has left"),
+        said(CapacityRefused, "cloud-2", reason="no"),
+    ]  # fmt: skip
+
+
+def subject_of(event: Event) -> str:
+    verb = event.type.rpartition(".")[2]
+    if isinstance(event, ProviderEvent):
+        return subjects.provider(event.data.provider, verb)
+    return subjects.capacity_decision(verb)

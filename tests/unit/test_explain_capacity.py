@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import given
-from capacity_made import offered, requested, said
+from capacity_made import offered, requested, said, withheld
 from given import created, envelope, failed, job, joined, model, serving
 from jetfleet.capacity import evolve_capacity
 from jetfleet.commands.capacity import document
@@ -15,19 +15,12 @@ from jetfleet.events import (
     CapacityReleased,
     CapacityStarted,
     CapacityStopped,
-    CapacityWithheld,
 )
 from jetfleet.story import Story
 from told import Told
 
 ECHO = job("echo", of=model(memory_mib=3000))
 ASKED = requested("cloud-1")
-
-
-def withheld(reason: str) -> CapacityWithheld:
-    need = {"tenant": given.TENANT, "job": "echo", "replicas": 1, "resources": {}}
-    why = given.WHY.model_copy(update={"reason": reason})
-    return CapacityWithheld(**envelope(), data={"needs": [need], "why": why})
 
 
 def lacking() -> Told:
