@@ -98,13 +98,12 @@ class Provider:
         following = asyncio.create_task(self._follow(reader))
         stopping = asyncio.create_task(self.stop.wait())
         try:
-            await self._either(stopping, reader.caught_up.wait())
+            await self._either(reader.caught_up.wait(), stopping, following)
             logger.info("provider %s: %d workers from before", self.name, len(self._mine()))
             while not self.stop.is_set():
+                self._wake.clear()
                 await self._round()
-                await self._either(stopping, self._woken())
-                if following.done():
-                    following.result()
+                await self._either(self._woken(), stopping, following)
             await self._end()
         finally:
             for task in (following, stopping, *self._work.values()):
@@ -124,7 +123,6 @@ class Provider:
         self.state = evolve_capacity(self.state, event, record.time)
 
     async def _woken(self) -> None:
-        self._wake.clear()
         try:
             async with asyncio.timeout(TICK_S):
                 await self._wake.wait()
@@ -132,15 +130,16 @@ class Provider:
             pass
 
     @staticmethod
-    async def _either(stopping: asyncio.Task[bool], work: Coroutine[Any, Any, Any]) -> None:
-        """Until this is done, or until told to stop."""
+    async def _either(
+        work: Coroutine[Any, Any, Any], stopping: asyncio.Task[bool], following: asyncio.Task[None]
+    ) -> None:
+        """Until this is done, or until told to stop; raises what ended the following of the log."""
         working = asyncio.ensure_future(work)
-        await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-            return
+        await asyncio.wait({working, stopping, following}, return_when=asyncio.FIRST_COMPLETED)
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+        if following.done():
+            following.result()
 
     # -- a round
 
