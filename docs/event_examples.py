@@ -48,7 +48,7 @@ WHY_BALANCED = WHY.model_copy(
 WHY_REQUESTED = WHY.model_copy(
     update={
         "policy": "next-fit",
-        "reason": "2 replicas fit nowhere, 2 of them on 1 workers of cloud, at 1.2 an hour each",
+        "reason": "1 worker of cloud for 2 of 2 replicas that fit nowhere, at 1.2 an hour each",
         "candidates": (
             events.Candidate(worker="cloud", score=1.0),
             events.Candidate(worker="process", rejected="it offers none now"),
@@ -57,9 +57,9 @@ WHY_REQUESTED = WHY.model_copy(
 )
 WHY_WITHHELD = WHY_REQUESTED.model_copy(
     update={
-        "reason": "cloud: the fleet's providers may have 1 workers; process: it offers none now",
+        "reason": "cloud: the fleet's providers may have 1 worker; process: it offers none now",
         "candidates": (
-            events.Candidate(worker="cloud", rejected="the fleet's providers may have 1 workers"),
+            events.Candidate(worker="cloud", rejected="the fleet's providers may have 1 worker"),
             events.Candidate(worker="process", rejected="it offers none now"),
         ),
     }

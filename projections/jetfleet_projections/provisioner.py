@@ -165,7 +165,7 @@ def _needs(decision: Ask | Withhold) -> tuple[CapacityNeed, ...]:
 def _words(event: Event) -> str:
     """For the conductor's own log."""
     if isinstance(event, CapacityRequested):
-        return f"+ {event.data.count} workers of {event.data.provider}: {event.data.why.reason}"
+        return f"+ {', '.join(event.data.workers)}: {event.data.why.reason}"
     if isinstance(event, CapacityReleased):
         return f"- {event.data.worker} is given back: {event.data.why.reason}"
     assert isinstance(event, CapacityWithheld)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from containers.engine import Engine as TestEngine
+from containers.engine import Engine as RunningEngine
 from containers.images import Images
 from jetfleet.events import WorkerShape
 from jetfleet_agent.providers import CannotStart, Start
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def image(engine: TestEngine, images: Images, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def image(engine: RunningEngine, images: Images, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("DOCKER_HOST", engine.url)
     reference = images["worker"]
     engine.client.images.pull(reference)
@@ -33,7 +33,9 @@ def start(worker: str, *more: str) -> Start:
     return Start(worker, "q1", shape, agent, {"JETFLEET_JOIN_TOKEN": "jfj_x"})
 
 
-async def test_a_container_is_a_worker_from_start_to_stop(engine: TestEngine, image: str) -> None:
+async def test_a_container_is_a_worker_from_start_to_stop(
+    engine: RunningEngine, image: str
+) -> None:
     mine = Containers(Engine(), image, "p", "f1", drain_s=5)
     handle = await mine.start(start("p-1"))
     assert await mine.start(start("p-1")) == handle  # once more does no harm
@@ -50,7 +52,7 @@ async def test_a_container_is_a_worker_from_start_to_stop(engine: TestEngine, im
 
 
 async def test_one_that_ended_is_gone_and_nothing_of_it_is_left(
-    engine: TestEngine, image: str
+    engine: RunningEngine, image: str
 ) -> None:
     mine = Containers(Engine(), image, "p", "f1")
     container = engine.client.containers.get(await mine.start(start("p-2", "--label", "ends=true")))

@@ -83,7 +83,7 @@ async def test_a_worker_comes_for_what_fits_nowhere_and_goes_when_it_idles(tmp_p
         assert [(n.job, n.replicas, n.labels) for n in asked.data.needs] == [
             ("echo", 2, BURST.labels)
         ]
-        assert "2 replicas fit nowhere" in asked.data.why.reason
+        assert "1 of 2 replicas that fit nowhere" in asked.data.why.reason
         accepted = await fleet_says(client, CapacityAccepted, workers=(worker,))
         told = (await fleet_says(client, CapacityStarted, worker=worker)).event
         assert (
@@ -97,7 +97,7 @@ async def test_a_worker_comes_for_what_fits_nowhere_and_goes_when_it_idles(tmp_p
         # the ceiling holds, and is named
         async def short() -> bool:
             details = (await explain(client, "echo")).cause.details
-            return any("the fleet's providers may have 1 workers" in each for each in details)
+            return any("the fleet's providers may have 1 worker" in each for each in details)
 
         await until(short, "the ceiling is named")
         gpus = Resources(memory_mib=256, gpu_memory_mib=9_000)
@@ -107,13 +107,22 @@ async def test_a_worker_comes_for_what_fits_nowhere_and_goes_when_it_idles(tmp_p
         await client.submit("gpus", 1)
         text = await cause(client, "gpus", "capacity_withheld")
         assert text.startswith("no provider can give it a worker: cloud: its workers: no GPU with")
+
+        # a machine that a worker stands for offers no further one
+        provider(fleet, "process")
+        await fleet_says(client, CapacityOffered, provider="process", most=0)
+        plain = Resources(memory_mib=2**30)
+        await open_job(client, "huge", "behaviours.py:echo", ready=False, resources=plain)
+        await client.submit("huge", 1)
+        text = await cause(client, "huge", "capacity_withheld")
+        assert "; process: its workers: " in text
         assert list((await state(client)).workers) == [worker]
 
         # killed -9, it finds what it had started, and what it never did
         running.kill()
         stray = subprocess.Popen(["sleep", "600"], start_new_session=True)
         (folder / "cloud-stray.pid").write_text(str(stray.pid))
-        for job in ("echo", "gpus"):
+        for job in ("echo", "gpus", "huge"):
             await client.delete_job(job)
         await fleet_says(client, CapacityReleased, worker=worker)
         await fleet_says(client, WorkerLeft, worker=worker)
@@ -142,16 +151,3 @@ async def test_processes_of_this_machine_end_with_their_provider_and_come_again(
         again = await fleet_says(client, WorkerJoined, start=start)
         assert isinstance(again.event, WorkerJoined) and again.event.data.worker != worker
         assert await client.run("echo", 2, wait_s=WITHIN_S) == 2
-
-
-async def test_a_machine_that_a_worker_stands_for_offers_no_further_one(tmp_path):
-    async with stack(tmp_path / "stack") as fleet:
-        client = await fleet.client()
-        await fleet_says(client, WorkerJoined, worker="a")
-        provider(fleet, "process")
-        huge = Resources(memory_mib=2**30)
-        await open_job(client, "huge", "behaviours.py:echo", ready=False, resources=huge)
-        await client.submit("huge", 1)
-        text = await cause(client, "huge", "capacity_withheld")
-        assert text.startswith("no provider can give it a worker: process: its workers: ")
-        assert not (await state(client)).workers

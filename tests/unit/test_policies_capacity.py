@@ -235,8 +235,8 @@ def test_the_ceiling_of_money_holds():
 def test_a_tenant_at_its_ceiling_leaves_the_rest_to_others():
     missing = (lacks(replicas=9, tenant="acme"), lacks("other", 2, tenant="rival"))
     assert decided(*missing, after=[offered()], tenant_workers=1) == [
-        "1 of cloud", "cloud: tenant acme's providers may have 1 workers",
-        "1 of cloud", "cloud: tenant rival's providers may have 1 workers",
+        "1 of cloud", "cloud: tenant acme's providers may have 1 worker",
+        "1 of cloud", "cloud: tenant rival's providers may have 1 worker",
     ]  # fmt: skip
     assert decided(*missing, after=[offered(shape=BIG)], tenant_per_hour=1) == [
         "cloud: tenant acme's providers may cost 1 an hour",
@@ -247,7 +247,7 @@ def test_a_tenant_at_its_ceiling_leaves_the_rest_to_others():
 def test_a_worker_counts_until_its_provider_has_stopped_it():
     gone: list[Any] = [offered(), requested("cloud-1"), joined("cloud-1"), lost("cloud-1")]
     assert decided(lacks(), after=gone, workers=1) == [
-        "cloud: the fleet's providers may have 1 workers"
+        "cloud: the fleet's providers may have 1 worker"
     ]
     gone.append(said(CapacityStopped, "cloud-1", reason="it was lost"))
     assert decided(lacks(), after=gone, workers=1) == ["1 of cloud"]

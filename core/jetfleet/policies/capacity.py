@@ -164,7 +164,7 @@ class Budget:
             (f"tenant {tenant}'s providers", most.tenant_workers, mine),
         ):
             if limit is not None:
-                rooms.append((max(0, limit - used), f"{what} may have {limit} workers"))
+                rooms.append((max(0, limit - used), f"{what} may have {_count(limit, 'worker')}"))
         spent, own = sum(self.costs.values()), self.costs.get(tenant, 0.0)
         for what, money, used_up in (
             ("the fleet's providers", most.per_hour, spent),
@@ -233,8 +233,9 @@ def _ask(
     """``numbers``: workers asked for, those on their way before, replicas that all of them hold."""
     count, coming, held = numbers
     price = offer.shape.price_per_hour
-    reason = f"{sum(m.replicas for m in fit)} replicas fit nowhere, {held} of them on"
-    reason += f" {count + coming} workers of {offer.provider}"
+    lacking = _count(sum(m.replicas for m in fit), "replica")
+    reason = f"{_count(count + coming, 'worker')} of {offer.provider} for {held} of {lacking}"
+    reason += " that fit nowhere"
     reason += f", {coming} of which are on their way" if coming else ""
     reason += f", at {price:g} an hour each" if price else ""
     candidates = (Candidate(worker=offer.provider, score=1.0), *_candidates(said, offer.provider))
@@ -255,6 +256,10 @@ def _withheld(
 
 def _offers(seen: CapacityObservation) -> list[tuple[str, Offer]]:
     return sorted(seen.capacity.offers.items())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _candidates(said: Mapping[str, str], but: str = "") -> Iterator[Candidate]:
