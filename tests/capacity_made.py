@@ -26,10 +26,10 @@ from jetfleet.policies.capacity import (
     CapacityObservation,
     Ceilings,
     GiveBack,
-    Missing,
     Withhold,
     decide,
 )
+from jetfleet.policies.capacity_fit import Missing
 
 GIB = 1024
 SMALL = WorkerShape(memory_mib=4 * GIB)

@@ -29,9 +29,9 @@ from jetfleet.policies.capacity import (
     CapacityObservation,
     Ceilings,
     GiveBack,
-    Missing,
     Withhold,
 )
+from jetfleet.policies.capacity_fit import Missing
 from jetfleet.policies.placement_search import Assign, Round
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -81,7 +81,9 @@ class Provisioner:
         now, jobs = self.stamp.clock.monotonic(), work.seen.registry.jobs
         for key in self._since.keys() - work.unplaced.keys():
             del self._since[key]
-        owners: dict[JobKey, set[str]] = {key: set() for key in work.unplaced}
+        owners: dict[JobKey, set[str]] = {
+            key: set() for key in work.unplaced if jobs[key].spec.placement.apart == "owners"
+        }
         for replica in work.fleet.replicas.values() if owners else ():
             worker = work.fleet.workers.get(replica.worker)
             if replica.key in owners and worker is not None and worker.status == "joined":
@@ -89,7 +91,7 @@ class Provisioner:
         return tuple(
             Missing(
                 key[0], jobs[key].spec, count, now - self._since.setdefault(key, now),
-                frozenset(owners[key]),
+                frozenset(owners.get(key, ())),
             )
             for key, count in work.unplaced.items()
         )  # fmt: skip

@@ -57,12 +57,50 @@ async def state(client: Client) -> CapacityState:
     return found
 
 
-async def cause(client: Client, job: str, code: str) -> str:
+async def comes_and_serves(client: Client, folder: Path) -> str:
+    """Two replicas fit nowhere, and the ceiling is one worker: which comes, and serves."""
+    await open_job(
+        client, "echo", "behaviours.py:echo", ready=False, min_replicas=2, placement=BURST
+    )
+    handle = await client.submit("echo", 5)
+    asked = (await fleet_says(client, CapacityRequested, provider="cloud")).event
+    assert isinstance(asked, CapacityRequested)
+    (worker,) = asked.data.workers
+    assert [(n.job, n.replicas, n.labels) for n in asked.data.needs] == [("echo", 2, BURST.labels)]
+    assert "1 of 2 replicas that fit nowhere" in asked.data.why.reason
+    accepted = await fleet_says(client, CapacityAccepted, workers=(worker,))
+    told = (await fleet_says(client, CapacityStarted, worker=worker)).event
+    assert isinstance(told, CapacityStarted)
+    assert told.data.handle == (folder / f"{worker}.pid").read_text().strip()
+    joined = await fleet_says(client, WorkerJoined, worker=worker)
+    assert accepted.seq < joined.seq
+    assert isinstance(joined.event, WorkerJoined)
+    assert joined.event.data.ephemeral
+    assert await handle.output(wait_s=WITHIN_S) == 5
+    return worker
+
+
+async def no_further(client: Client, what: str) -> None:
+    """Return when this is said to be why job echo has no second replica."""
+
+    async def named() -> bool:
+        return any(what in each for each in (await explain(client, "echo")).cause.details)
+
+    await until(named, what)
+
+
+async def short_of(client: Client, job: str, resources: Resources) -> str:
+    """Why nobody is asked for a worker for a job that needs this."""
+    await open_job(
+        client, job, "behaviours.py:echo", ready=False, resources=resources, placement=BURST
+    )
+    await client.submit(job, 1)
+
     async def named() -> str:
         found = (await explain(client, job)).cause
-        return found.text if found.code == code else ""
+        return found.text if found.code == "capacity_withheld" else ""
 
-    return await until(named, f"{job}: {code}")
+    return await until(named, f"{job}: nobody is asked")
 
 
 async def test_a_worker_comes_for_what_fits_nowhere_and_goes_when_it_idles(tmp_path, monkeypatch):
@@ -72,64 +110,32 @@ async def test_a_worker_comes_for_what_fits_nowhere_and_goes_when_it_idles(tmp_p
         client = await fleet.client()
         running = by_command(fleet, folder)
         await fleet_says(client, CapacityOffered, provider="cloud", most=5)
-        await open_job(
-            client, "echo", "behaviours.py:echo", ready=False, min_replicas=2, placement=BURST
-        )
-        handle = await client.submit("echo", 5)
+        worker = await comes_and_serves(client, folder)
 
-        asked = (await fleet_says(client, CapacityRequested, provider="cloud")).event
-        assert isinstance(asked, CapacityRequested)
-        (worker,) = asked.data.workers  # two are missing, and the ceiling is one
-        assert [(n.job, n.replicas, n.labels) for n in asked.data.needs] == [
-            ("echo", 2, BURST.labels)
-        ]
-        assert "1 of 2 replicas that fit nowhere" in asked.data.why.reason
-        accepted = await fleet_says(client, CapacityAccepted, workers=(worker,))
-        told = (await fleet_says(client, CapacityStarted, worker=worker)).event
-        assert (
-            told is not None and told.data.handle == (folder / f"{worker}.pid").read_text().strip()
-        )
-        joined = await fleet_says(client, WorkerJoined, worker=worker)
-        assert accepted.seq < joined.seq
-        assert isinstance(joined.event, WorkerJoined) and joined.event.data.ephemeral
-        assert await handle.output(wait_s=WITHIN_S) == 5
-
-        # the ceiling holds, and is named
-        async def short() -> bool:
-            details = (await explain(client, "echo")).cause.details
-            return any("the fleet's providers may have 1 worker" in each for each in details)
-
-        await until(short, "the ceiling is named")
+        await no_further(client, "cloud: the fleet's providers may have 1 worker")
         gpus = Resources(memory_mib=256, gpu_memory_mib=9_000)
-        await open_job(
-            client, "gpus", "behaviours.py:echo", ready=False, resources=gpus, placement=BURST
-        )
-        await client.submit("gpus", 1)
-        text = await cause(client, "gpus", "capacity_withheld")
+        text = await short_of(client, "gpus", gpus)
         assert text.startswith("no provider can give it a worker: cloud: its workers: no GPU with")
 
         # a machine that a worker stands for offers no further one
-        provider(fleet, "process")
+        provider(fleet, "process", "--label", "pool=burst")
         await fleet_says(client, CapacityOffered, provider="process", most=0)
-        plain = Resources(memory_mib=2**30)
-        await open_job(client, "huge", "behaviours.py:echo", ready=False, resources=plain)
-        await client.submit("huge", 1)
-        text = await cause(client, "huge", "capacity_withheld")
-        assert "; process: its workers: " in text
+        await no_further(client, "process: it offers none now")
         assert list((await state(client)).workers) == [worker]
 
         # killed -9, it finds what it had started, and what it never did
         running.kill()
         stray = subprocess.Popen(["sleep", "600"], start_new_session=True)
         (folder / "cloud-stray.pid").write_text(str(stray.pid))
-        for job in ("echo", "gpus", "huge"):
+        for job in ("echo", "gpus"):
             await client.delete_job(job)
         await fleet_says(client, CapacityReleased, worker=worker)
         await fleet_says(client, WorkerLeft, worker=worker)
         by_command(fleet, folder)
         stopped = (await fleet_says(client, CapacityStopped, worker=worker)).event
-        assert stopped is not None and stopped.data.reason == "it has left"
-        assert await until(lambda: stray.poll() is not None, "the stray is stopped")
+        assert isinstance(stopped, CapacityStopped)
+        assert stopped.data.reason == "it has left"
+        await until(lambda: stray.poll() is not None, "the stray is stopped")
         await until(lambda: not list(folder.glob("*.pid")), "nothing is there any more")
         assert not (await state(client)).workers
 

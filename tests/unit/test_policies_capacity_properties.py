@@ -20,10 +20,9 @@ from jetfleet.policies.capacity import (
     Ask,
     CapacityObservation,
     Ceilings,
-    Missing,
     decide,
-    pack,
 )
+from jetfleet.policies.capacity_fit import Missing, pack
 
 ANSWERED = timedelta(seconds=ANSWER_S)
 

@@ -7,17 +7,14 @@ A pure function of what fits nowhere, of what providers offer and have started, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import floor, inf
 
 from jetfleet.capacity import CapacityState, Offer, Provided
 from jetfleet.catalog import JobKey
-from jetfleet.events import Candidate, WorkerShape
-from jetfleet.fleet import WorkerState
-from jetfleet.policies.placement_filters import no_room, unsuitable
-from jetfleet.policies.placement_rooms import RESERVED_MIB, Room
-from jetfleet.specs import GpuSpec, JobSpec, Machine
+from jetfleet.events import Candidate
+from jetfleet.policies.capacity_fit import Missing, empty_worker, objection, pack
 
 NAME = "next-fit"
 VERSION = 1
@@ -25,21 +22,6 @@ SETTLE_S = 2.0  # what fits nowhere for less may be on its way: a worker that co
 ANSWER_S = 30.0  # a provider that has not accepted by then is away
 LATE_S = 60.0  # past its time to join, after which its provider should have said what became of it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 1800.0  # doubled with each failure in a row
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Replicas of a job that fit nowhere on the fleet, for so long."""
-
-    tenant: str
-    spec: JobSpec
-    replicas: int
-    for_s: float = inf
-    owners: frozenset[str] = frozenset()  # of the workers that have replicas of it
-
-    @property
-    def key(self) -> JobKey:
-        return (self.tenant, self.spec.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,25 +168,26 @@ def _of_tenant(
     seen: CapacityObservation, budget: Budget, tenant: str, missing: Sequence[Missing]
 ) -> Iterator[CapacityDecision]:
     left = list(missing)
-    said: dict[str, str] = {}  # why not (more of) a provider's workers
+    notes: dict[JobKey, dict[str, str]] = {m.key: {} for m in left}  # why not, by provider
     for offer, coming in _in_order(seen, tenant):
-        against = {m.key: objection(m, offer) for m in left}
-        fit = [m for m in left if not against[m.key]]
+        empty, fit, unfit = empty_worker(offer), list[Missing](), list[Missing]()
+        for m in left:
+            if why := objection(m, empty):
+                notes[m.key][offer.provider] = why
+            (unfit if why else fit).append(m)
         if not fit:
-            said[offer.provider] = next(iter(against.values()), "")
             continue
-        room, why = _room(seen, budget, tenant, offer)
+        room, limit = _room(seen, budget, tenant, offer)
         bins, beyond = pack(offer.shape, fit, coming + room)
-        left = [beyond.get(m.key, m) for m in left if m.key in beyond or against[m.key]]
-        if beyond:
-            said[offer.provider] = why
+        for m in beyond.values():
+            notes[m.key][offer.provider] = objection(m, empty) or limit
         if (count := bins - coming) > 0:
             budget.take(tenant, offer.provider, count, offer.shape.price_per_hour)
             held = sum(m.replicas for m in fit) - sum(m.replicas for m in beyond.values())
-            yield _ask(tenant, offer, (count, coming, held), fit, said)
-        if not left:
-            return
-    yield from _withheld(seen, tenant, left, said)
+            yield _ask(tenant, offer, (count, coming, held), fit, notes[fit[0].key])
+        rest = {m.key: m for m in unfit} | beyond
+        left = [rest[m.key] for m in left if m.key in rest]
+    yield from _withheld(seen, tenant, left, notes)
 
 
 def _in_order(seen: CapacityObservation, tenant: str) -> list[tuple[Offer, int]]:
@@ -228,9 +211,13 @@ def _ask(
     offer: Offer,
     numbers: tuple[int, int, int],
     fit: Sequence[Missing],
-    said: Mapping[str, str],
+    passed: Mapping[str, str],
 ) -> Ask:
-    """``numbers``: workers asked for, those on their way before, replicas that all of them hold."""
+    """
+    Args:
+        numbers: workers asked for, those on their way before, replicas that all of them hold.
+        passed: providers that were looked at before, and why not.
+    """
     count, coming, held = numbers
     price = offer.shape.price_per_hour
     lacking = _count(sum(m.replicas for m in fit), "replica")
@@ -238,24 +225,25 @@ def _ask(
     reason += " that fit nowhere"
     reason += f", {coming} of which are on their way" if coming else ""
     reason += f", at {price:g} an hour each" if price else ""
-    candidates = (Candidate(worker=offer.provider, score=1.0), *_candidates(said, offer.provider))
+    candidates = (Candidate(worker=offer.provider, score=1.0), *_candidates(passed, offer.provider))
     return Ask(tenant, offer, count, tuple(fit), reason, candidates)
 
 
 def _withheld(
-    seen: CapacityObservation, tenant: str, left: Sequence[Missing], said: Mapping[str, str]
+    seen: CapacityObservation,
+    tenant: str,
+    left: Sequence[Missing],
+    notes: Mapping[JobKey, Mapping[str, str]],
 ) -> Iterator[Withhold]:
     """Once for each reason: what the log says already is not said again."""
+    alike: dict[str, list[Missing]] = {}
     for m in left:
-        each = {p: objection(m, offer) or said.get(p, "") for p, offer in _offers(seen)}
-        reason = "; ".join(f"{name}: {why}" for name, why in each.items() if why)
+        reason = "; ".join(f"{name}: {why}" for name, why in sorted(notes[m.key].items()) if why)
         known, _ = seen.capacity.withheld.get(m.key, ("", None))
         if reason and reason != known:
-            yield Withhold(tenant, (m,), reason, tuple(_candidates(each)))
-
-
-def _offers(seen: CapacityObservation) -> list[tuple[str, Offer]]:
-    return sorted(seen.capacity.offers.items())
+            alike.setdefault(reason, []).append(m)
+    for reason, needs in alike.items():
+        yield Withhold(tenant, tuple(needs), reason, tuple(_candidates(notes[needs[0].key])))
 
 
 def _count(number: int, noun: str) -> str:
@@ -308,93 +296,3 @@ def unwilling(
         return ""
     why = offer.failure if offer.failures >= silent else "it does not answer"
     return f"{why}; it is asked again {pause:g} s after that"
-
-
-# -- what fits
-
-
-def objection(missing: Missing, offer: Offer) -> str:
-    """What stands against a job on a worker of this shape, were it empty; empty: nothing."""
-    spec, worker = missing.spec, as_worker(offer)
-    if why := unsuitable(spec, worker):
-        return why
-    if why := no_room(spec.model.resources, Room.empty(worker)):
-        return f"its workers: {why}"
-    if spec.placement.apart == "owners" and offer.shape.owner in missing.owners:
-        return "its owner has a replica: they are kept apart by owners"
-    return ""
-
-
-def as_worker(offer: Offer) -> WorkerState:
-    """A worker of this offer as placement would see it."""
-    shape = offer.shape
-    gpus = tuple(
-        GpuSpec(
-            index=index, name="GPU", memory_mib=shape.gpu_memory_mib,
-            compute_capability=shape.gpu_capability,
-        )
-        for index in range(shape.gpus)
-    )  # fmt: skip
-    machine = Machine(
-        hostname="-", cpu_count=1, memory_mib=shape.memory_mib, disk_free_mib=0, gpus=gpus
-    )
-    return WorkerState(
-        offer.provider, "-", machine, "joined", 0, "-", 1.0, shape.labels, shape.owner,
-        shape.trusted, shape.price_per_hour,
-    )  # fmt: skip
-
-
-def pack(
-    shape: WorkerShape, missing: Sequence[Missing], most: int
-) -> tuple[int, dict[JobKey, Missing]]:
-    """Workers that hold these replicas, at most so many, and what they do not hold, by job.
-
-    Next fit: a worker that did not hold a replica gets none of those that follow. So it takes
-    more workers than the best packing would, and never fewer where more is missing.
-    """
-    open_, count, beyond = None, 0, dict[JobKey, Missing]()
-    full = False
-    for m in missing:
-        by_owner = m.spec.placement.apart == "owners"
-        for held in range(m.replicas):
-            if held and by_owner:  # all of these workers are of one owner
-                rest = m.replicas - held
-                beyond[m.key] = replace(m, replicas=rest, owners=m.owners | {shape.owner})
-                break
-            if not full and (open_ is None or not open_.take(m)):
-                full = count >= most
-                if not full:
-                    open_, count = Bin(shape), count + 1
-                    open_.take(m)
-            if full:
-                beyond[m.key] = replace(m, replicas=m.replicas - held)
-                break
-    return count, beyond
-
-
-@dataclass(slots=True)
-class Bin:
-    """A worker that is being filled: host memory, and its GPUs one after the other."""
-
-    shape: WorkerShape
-    memory_mib: int = 0
-    gpu: int = 0
-    gpu_mib: int = 0
-    jobs: set[JobKey] = field(default_factory=set)
-
-    def take(self, missing: Missing) -> bool:
-        """Whether one more replica of the job fits; it is there then."""
-        need, spec = missing.spec.model.resources, missing.spec
-        if self.memory_mib + need.memory_mib > self.shape.memory_mib - RESERVED_MIB:
-            return False
-        if spec.placement.apart is not None and missing.key in self.jobs:
-            return False
-        if need.gpu_memory_mib:
-            if self.gpu_mib + need.gpu_memory_mib > self.shape.gpu_memory_mib:
-                if self.gpu + 1 >= self.shape.gpus:
-                    return False
-                self.gpu, self.gpu_mib = self.gpu + 1, 0
-            self.gpu_mib += need.gpu_memory_mib
-        self.memory_mib += need.memory_mib
-        self.jobs.add(missing.key)
-        return True
