@@ -143,6 +143,12 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if session is not None:
             await session.close()
 
+    async def _connect_to_server(self, s: Any) -> None:
+        """Connect anew: nats-py leaves open what it gave up, as a broker that said nothing."""
+        if isinstance(self._transport, TcpTransport):
+            self._transport.close()
+        await super()._connect_to_server(s)
+
     # -- receiving
 
     async def subscribe_direct(self, subject: str, take: Take) -> Subscription:
@@ -227,17 +233,27 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         self._write_out()
         await super()._send_ping(future)
 
+    def together(self) -> None:
+        """What is sent in this turn of the loop leaves in one write at its end."""
+        if not self._scheduled and self._writable():
+            self._scheduled = True
+            self._loop.call_soon(self._write_out)
+
+    def _writable(self) -> bool:
+        """Whether we may write to the socket ourselves."""
+        transport = self._transport
+        return (
+            AVAILABLE
+            and self.is_connected
+            and type(transport) is TcpTransport
+            and transport._io_writer.transport.get_write_buffer_size() <= WRITE_BUFFER
+        )
+
     def _flush_fast(self) -> bool:
         """Whether what is pending is written, or will be in this turn of the loop."""
         if self._scheduled:
             return True
-        transport = self._transport
-        if (
-            not AVAILABLE
-            or not self.is_connected
-            or type(transport) is not TcpTransport
-            or transport._io_writer.transport.get_write_buffer_size() > WRITE_BUFFER
-        ):
+        if not self._writable():
             return False
         if self._alone and self._now() - self._written > IDLE_S:
             self._write_out()
