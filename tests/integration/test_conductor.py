@@ -13,8 +13,7 @@ from conftest import settings_for
 from inprocess import conducting, connected, declare
 from jetfleet import access, jwt, subjects
 from jetfleet.client import Client
-from jetfleet.connection import Connection
-from jetfleet.errors import ApiError, StartupError
+from jetfleet.errors import StartupError
 from jetfleet.events import (
     ReplicaAssigned,
     ReplicaReleased,
@@ -23,8 +22,7 @@ from jetfleet.events import (
 )
 from jetfleet.placement_specs import PlacementSpec
 from jetfleet.setup import ensure_streams
-from jetfleet.streams import FLEET, job_consumer
-from jetfleet.telemetry import last_heartbeat
+from jetfleet.streams import FLEET
 from pretender import now, pretending
 from waiting import until
 
@@ -142,49 +140,6 @@ async def test_a_deleted_job_is_released_and_its_replica_forgotten_when_it_has_s
         told = given.stopped(event.data.replica, "w1", "echo")
         await worker.say(type(told)(**now(), data=told.data), "stopped")
         await until(lambda: not conductor.fleet.replicas, "it is forgotten")
-
-
-async def test_a_restarted_broker_gets_its_consumers_back(broker, client, settings):
-    job = await declare(client)
-    config = job_consumer("default", "echo", job, subjects.shard_of("echo", settings.shards))
-    verb = f"Q{subjects.shard_of('echo', settings.shards)}.{config['name']}"
-
-    async def there(connection: Connection) -> bool:
-        try:
-            info = await connection.api(f"CONSUMER.INFO.{verb}")
-        except ApiError:
-            return False
-        return bool(info["config"]["filter_subject"] == config["filter_subject"])
-
-    async with conducting(settings) as conductor, pretending(settings, "w1"):
-        await assigned(client, 1)
-        await until(lambda: there(conductor.connection), "the job has its consumer")
-        broker.kill()
-        await broker.start()
-        await until(lambda: conductor.connection.connected, "connected again")
-        await until(lambda: _again(there, conductor.connection), "it has its consumer again")
-        info = await conductor.connection.api(
-            f"CONSUMER.INFO.FLEET.{subjects.worker_consumer('w1')}"
-        )
-        assert info["config"]["opt_start_seq"] == conductor.fleet.workers["w1"].joined_seq
-
-
-async def test_a_restarted_broker_keeps_heartbeats_again(broker, client, settings):
-    async with conducting(settings) as conductor, pretending(settings, "w1"):
-        broker.kill()
-        await broker.start()
-        await until(lambda: client.connected and conductor.connection.connected, "all are back")
-        beat = await until(lambda: last_heartbeat(client.connection, "w1"), "a heartbeat is kept")
-        assert beat.heartbeat.data.worker == "w1"
-
-
-async def _again(there: Any, connection: Connection) -> bool:
-    from jetfleet.errors import Unavailable
-
-    try:
-        return bool(await there(connection))
-    except Unavailable:
-        return False  # JetStream is not up yet
 
 
 # -- silence
