@@ -45,6 +45,30 @@ WHY_BALANCED = WHY.model_copy(
         " pending",
     }
 )  # fmt: skip
+WHY_REQUESTED = WHY.model_copy(
+    update={
+        "policy": "next-fit",
+        "reason": "1 worker of cloud for 2 of 2 replicas that fit nowhere, at 1.2 an hour each",
+        "candidates": (
+            events.Candidate(worker="cloud", score=1.0),
+            events.Candidate(worker="process", rejected="it offers none now"),
+        ),
+    }
+)
+WHY_WITHHELD = WHY_REQUESTED.model_copy(
+    update={
+        "reason": "cloud: the fleet's providers may have 1 worker; process: it offers none now",
+        "candidates": (
+            events.Candidate(worker="cloud", rejected="the fleet's providers may have 1 worker"),
+            events.Candidate(worker="process", rejected="it offers none now"),
+        ),
+    }
+)
+WHY_GIVEN_BACK = WHY_REQUESTED.model_copy(
+    update={
+        "reason": "it had no replica for 300 s, and was kept for 600 s", "candidates": (),
+    }
+)  # fmt: skip
 PUBLIC_KEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 JOINED_WITH = "5c9e0f3a71b24d88"
 MACHINE = Machine(
@@ -59,6 +83,11 @@ _DONE = {
 _WORKER = {"worker": WORKER, "session": SESSION}
 _REPLICA = {"worker": WORKER, "job": JOB, "replica": REPLICA}
 _GONE = {"invocation": INVOCATION, "job": JOB}  # nobody ran it
+_NEED = {"tenant": "default", "job": JOB, "replicas": 2, "resources": MODEL.resources}
+_SHAPE = {"memory_mib": 32_768, "price_per_hour": 1.2}
+_TERMS = {"lease_s": 600, "idle_s": 300}
+_CLOUD = {"provider": "cloud", "request": "019c13f2-1c40-7d74-8b33-2e6f7a8b9c04"}
+_PROVIDER, _PROVIDED = "provider/cloud", "cloud-7a8b9c04-1"
 _CLIENT, _AGENT, _CONDUCTOR = f"gateway/{ORIGIN}", f"worker/{WORKER}", "conductor/5f0c1a2b"
 
 # type -> (source, data)
@@ -141,6 +170,37 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
             ),
             "why": WHY_BALANCED,
         },
+    ),
+    "capacity.offered": (
+        _PROVIDER,
+        {
+            "provider": "cloud", "session": SESSION, "kind": "command", "shape": _SHAPE, "most": 4,
+            "boot_s": 600, **_TERMS,
+        },
+    ),
+    "capacity.requested": (
+        _CONDUCTOR,
+        {
+            **_CLOUD, "count": 1, "workers": (_PROVIDED,), "shape": _SHAPE, "needs": (_NEED,),
+            "expires_at": NOON + timedelta(minutes=10), **_TERMS, "why": WHY_REQUESTED,
+        },
+    ),
+    "capacity.withheld": (_CONDUCTOR, {"needs": (_NEED,), "why": WHY_WITHHELD}),
+    "capacity.accepted": (_PROVIDER, {**_CLOUD, "workers": (_PROVIDED,)}),
+    "capacity.started": (_PROVIDER, {**_CLOUD, "worker": _PROVIDED, "handle": "i-0a1b2c3d"}),
+    "capacity.refused": (
+        _PROVIDER,
+        {
+            **_CLOUD, "workers": (_PROVIDED,),
+            "reason": "start ended with status 1: no such machine is free in eu-north-1",
+        },
+    ),
+    "capacity.released": (
+        _CONDUCTOR,
+        {**_CLOUD, "worker": _PROVIDED, "session": SESSION, "why": WHY_GIVEN_BACK},
+    ),
+    "capacity.stopped": (
+        _PROVIDER, {**_CLOUD, "worker": _PROVIDED, "reason": "it has left"},
     ),
     "worker.heartbeat": (
         _AGENT,

@@ -75,6 +75,14 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
     },
     "job.scaled": ("FLEET", subjects.scaled(T, J), "the conductor"),
     "job.balanced": ("FLEET", subjects.balanced(T, J), "the conductor"),
+    **{
+        f"capacity.{verb}": ("FLEET", subjects.capacity_decision(verb), "the conductor")
+        for verb in ("requested", "withheld", "released")
+    },
+    **{
+        f"capacity.{verb}": ("FLEET", subjects.provider("<provider>", verb), "the provider")
+        for verb in ("offered", "accepted", "started", "refused", "stopped")
+    },
     "worker.heartbeat": ("TELEMETRY", subjects.telemetry(W), "the worker"),
 }
 

@@ -15,7 +15,7 @@ import given
 from jetfleet import subjects
 from jetfleet.clock import Clock
 from jetfleet.connection import Connection
-from jetfleet.events import Event, Failure, encode
+from jetfleet.events import CapacityReleased, Event, Failure, encode
 from jetfleet.server import Broker
 from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
@@ -160,6 +160,12 @@ class Log:
 
     def revoked(self, by: str = "t1") -> int:
         return self.say(FLEET, subjects.revoked(by), given.token_revoked(by))
+
+    def given_back(self, worker: str, session: str = "s1") -> int:
+        data = {"request": "q1", "provider": "p", "worker": worker, "session": session,
+                "why": given.WHY}  # fmt: skip
+        event = CapacityReleased(**given.envelope(), data=data)
+        return self.say(FLEET, subjects.capacity_decision("released"), event)
 
     def scaled(self, desired: int, job: str = "echo", **more: Any) -> int:
         event = given.scaled(job, desired, **more)

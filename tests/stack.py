@@ -166,7 +166,7 @@ class Stack:
     async def close(self) -> None:
         """Stop everything, in order; assert that it obeys and leaves no process behind."""
         await self.resources.aclose()
-        order = {"gateway": 0, "agent": 1, "conductor": 2, "projector": 3}
+        order = {"gateway": 0, "provider": 0, "agent": 1, "conductor": 2, "projector": 3}
         living = [p for p in self.programs if p.process.poll() is None]
         living.sort(key=lambda program: order[program.name.partition("-")[0]])
         statuses = {program.name: await self._stopped(program) for program in living}

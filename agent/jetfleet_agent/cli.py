@@ -21,7 +21,7 @@ from jetfleet.joining import SCHEMES, JoinToken, labels_of
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.subjects import is_name
-from jetfleet_agent import notices
+from jetfleet_agent import notices, provider_command
 
 if TYPE_CHECKING:
     from jetfleet_agent.agent import Agent, Identity
@@ -39,8 +39,9 @@ SpotUrl = Annotated[str, typer.Option(help="Drain when this URL answers 200 (pol
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command ``agent``."""
+    """Add the commands ``agent`` and ``provider``."""
     command(app, "agent")(agent)
+    provider_command.register(app)
 
 
 @dataclass(frozen=True, slots=True)

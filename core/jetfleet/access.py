@@ -19,7 +19,7 @@ from jetfleet.subjects import ANY
 FLEET_ACCOUNT = "JF"
 WORKERS_ACCOUNT = "WRK"
 SYSTEM_ACCOUNT = "SYS"
-ROLES = ("operator", "gateway", "projector", "conductor", "publisher")
+ROLES = ("operator", "gateway", "projector", "conductor", "publisher", "provider")
 UNLIMITED = -1
 
 # What WRK may ask of JF. `Stream`: many answers to one request (a pull); `Singleton`: one.
@@ -81,6 +81,7 @@ _READ_LOG = (
     ),
     "$JS.FC.>",
 )
+_READING_FLEET = ("CREATE.FLEET.>", "MSG.NEXT.FLEET.*", "INFO.FLEET.*", "DELETE.FLEET.*")
 _SUBMIT = (
     subjects.ALL_QUEUED,
     subjects.cancel(ANY, ANY, ANY),
@@ -165,6 +166,16 @@ def _parts_of_ours(private: str) -> dict[str, Permissions]:
                 "_R_.>",  # answers to workers, whose requests come from their own account
             ),
             (private, subjects.EVERYTHING, "$JS.EVENT.ADVISORY.>"),
+        ),
+        # Starts workers: it reads what is asked of it in FLEET alone, and says what it did.
+        "provider": Permissions(
+            (
+                "$JS.API.STREAM.INFO.FLEET",
+                *(f"$JS.API.CONSUMER.{verb}" for verb in _READING_FLEET),
+                "$JS.FC.>",
+                subjects.ALL_PROVIDERS,
+            ),
+            (private,),
         ),
     }
 

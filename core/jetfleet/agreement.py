@@ -15,6 +15,7 @@ from jetfleet import subjects
 from jetfleet.events import (
     OUTCOMES,
     AnyEvent,
+    CapacityDecision,
     FleetEvent,
     JobBalanced,
     JobCreated,
@@ -24,6 +25,7 @@ from jetfleet.events import (
     JobScaled,
     JobUpdated,
     ModelRegistered,
+    ProviderEvent,
     ReplicaAssigned,
     ReplicaReleased,
     WorkerAdmitted,
@@ -143,7 +145,16 @@ def _fleet_subject(event: AnyEvent) -> str:
     return "in another stream"
 
 
+def _capacity_subject(event: AnyEvent) -> str:
+    verb = event.type.rpartition(".")[2]
+    if isinstance(event, ProviderEvent):
+        return subjects.provider(event.data.provider, verb)
+    if isinstance(event, CapacityDecision):
+        return subjects.capacity_decision(verb)
+    return _fleet_subject(event)
+
+
 _EXPECTED: Mapping[str, Callable[[AnyEvent], str]] = {
     REGISTRY: _registry_subject,
-    FLEET: _fleet_subject,
+    FLEET: _capacity_subject,
 }

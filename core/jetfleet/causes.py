@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from jetfleet import capacity_words
 from jetfleet.catalog import JobKey, JobState
 from jetfleet.causes_placed import by_precedence
 from jetfleet.events import Candidate
@@ -37,6 +38,8 @@ CODES: Mapping[str, str] = {
     "no_worker": "no worker was at work",
     "workers_away": "the workers that the job is assigned to were not at work",
     "no_fit": "no worker could take it",
+    "capacity_requested": "a worker was asked for and had not joined",
+    "capacity_withheld": "no provider could give a worker",
     "making_room": "less important replicas made room for it",
     "preempted": "a more important job had its place",
     "backing_off": "the model had failed, and its workers paused",
@@ -273,13 +276,15 @@ def _by_filters(story: Story, job: JobState, seen: Seen, against: Mapping[str, s
             names = listed([f"{name} ({where})" for name, where in away.items()])
             text = f"the workers that it is assigned to are not at work: {names}"
             return Cause("workers_away", text)
-    if not against:
-        return _no_worker(story, seen)
     later = placement_asked.objections(observation, job, seen.now + LATER)
     pausing = {name: against[name] for name, objection in later.items() if not objection}
     if pausing:
         return _backing_off(story, job, pausing, against)
-    return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one({**against, **away}))
+    awaited = capacity_words.awaited(story.capacity, (job.tenant, spec.name), seen.now)
+    if awaited is not None:
+        return Cause(*awaited, details=_one_by_one({**against, **away}))
+    no_fit = Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one({**against, **away}))
+    return no_fit if against else _no_worker(story, seen)
 
 
 def _none_wanted(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:

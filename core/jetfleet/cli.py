@@ -15,7 +15,17 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from jetfleet.commands import apply, events, explain, inventory, logs, up, work, workers
+from jetfleet.commands import (
+    apply,
+    capacity,
+    events,
+    explain,
+    inventory,
+    logs,
+    up,
+    work,
+    workers,
+)
 from jetfleet.commands.common import (
     AsJson,
     DataDir,
@@ -33,6 +43,7 @@ GROUP = "jetfleet.commands"
 # commands says of it, so that the list is there at once.
 OTHERS = {
     "agent": ("agent", "Be a worker: run replicas of models, pull work for their free slots."),
+    "provider": ("agent", "Start workers on demand: processes, containers, or by any command."),
     "gateway": ("gateway", "Serve the HTTP API."),
     "projector": ("projections", "Fold the log into tables and answer queries."),
     "conductor": ("projections", "Decide which worker runs what."),
@@ -136,7 +147,7 @@ def options(
         export(state)
 
 
-for family in (up, apply, work, explain, events, inventory, workers, logs):
+for family in (up, apply, work, explain, events, inventory, workers, capacity, logs):
     family.register(app)
 CORE = frozenset(
     {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}

@@ -16,6 +16,7 @@ from typing import Literal
 from jetfleet.catalog import JobKey, JobState
 from jetfleet.events import (
     AdmissionEvent,
+    CapacityReleased,
     ControlEvent,
     Event,
     JobScaled,
@@ -174,6 +175,11 @@ def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
 
 @_fleet.register
 def _(event: WorkerDraining, state: FleetState, seq: int) -> FleetState:
+    return _change_worker(state, event.data.worker, event.data.session, "draining")
+
+
+@_fleet.register
+def _(event: CapacityReleased, state: FleetState, seq: int) -> FleetState:
     return _change_worker(state, event.data.worker, event.data.session, "draining")
 
 

@@ -30,6 +30,18 @@ class Settings(BaseSettings):
     worker_life_s: float = Field(
         3600, ge=1, description="seconds that credentials of workers that joined live"
     )
+    capacity_workers: int | None = Field(
+        None, ge=0, description="most workers of all providers at once; None: what they offer"
+    )
+    capacity_per_hour: float | None = Field(
+        None, ge=0, description="most that the workers of providers may cost an hour, together"
+    )
+    capacity_tenant_workers: int | None = Field(
+        None, ge=0, description="most workers of providers for the jobs of one tenant"
+    )
+    capacity_tenant_per_hour: float | None = Field(
+        None, ge=0, description="most that one tenant's workers of providers may cost an hour"
+    )
     join_token: str = Field("", repr=False, description="what `jetfleet agent --join` joins with")
     http_host: str = "127.0.0.1"
     http_port: int = 8787

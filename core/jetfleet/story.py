@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from jetfleet import capacity_words
 from jetfleet.agreement import disagreement
+from jetfleet.capacity import CapacityState, evolve_capacity
 from jetfleet.catalog import JobKey, RegistryState, evolve_registry
 from jetfleet.causes_placed import thresholds_in_words
 from jetfleet.events import (
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from jetfleet.log import Record
 
 KEPT = 1_000  # events of the subject; older ones are forgotten
-REGISTRY = "REGISTRY"
+REGISTRY, FLEET = "REGISTRY", "FLEET"
 WORKER_EVENTS = (WorkerAdmitted, WorkerJoined, WorkerDraining, WorkerLeft, WorkerLost)
 REPLICA_EVENTS = (ReplicaPreparing, ReplicaReady, ReplicaFailed, ReplicaStopped)
 
@@ -90,6 +92,7 @@ class Story:
     until: datetime | None = None
     registry: RegistryState = field(default_factory=RegistryState)
     fleet: FleetState = field(default_factory=FleetState)
+    capacity: CapacityState = field(default_factory=CapacityState)
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
     stages: dict[str, Since] = field(default_factory=dict)  # by replica that is being prepared
     failures: dict[tuple[JobKey, str], str] = field(default_factory=dict)  # last, by job and worker
@@ -115,6 +118,7 @@ class Story:
         else:
             before = self.fleet
             self.fleet = evolve_fleet(before, event, record.seq)
+            self.capacity = evolve_capacity(self.capacity, event, record.time)
             if isinstance(event, WorkerJoined):
                 known = before.workers.get(event.data.worker)
                 if known is None or known.session != event.data.session:
@@ -148,9 +152,12 @@ class Story:
         worker = getattr(event.data, "worker", None)
         if self.worker is not None:
             candidates = event.data.why.candidates if isinstance(event, ReplicaAssigned) else ()
-            return self.worker in (worker, *(candidate.worker for candidate in candidates))
+            told = (*capacity_words.workers_of(event), *(each.worker for each in candidates))
+            return self.worker in (worker, *told)
         if self.job is None:
             return False
+        if self.job in capacity_words.jobs_of(self.capacity, event):
+            return True
         if isinstance(event, WORKER_EVENTS):
             mine = [r for r in self.fleet.replicas.values() if r.key == self.job]
             lacking = self.job in self.registry.jobs and not any(r.status == "ready" for r in mine)
@@ -252,7 +259,8 @@ def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each
             return "the job was disabled" + _because(data.reason)
         case JobDeleted():
             return "the job was deleted"
-    return event.type.removeprefix("jetfleet.").replace(".", " ")
+    plain = event.type.removeprefix("jetfleet.").replace(".", " ")
+    return capacity_words.words(event) or plain
 
 
 def last_line(text: str) -> str:

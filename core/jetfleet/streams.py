@@ -70,7 +70,7 @@ def fleet(replicas: int = 1) -> Config:
     """What workers did and what was decided; low rate, long memory."""
     return {
         "name": FLEET,
-        "subjects": [subjects.ALL_FLEET, subjects.ALL_CONTROL],
+        "subjects": [subjects.ALL_FLEET, subjects.ALL_CONTROL, subjects.ALL_PROVIDERS],
         "storage": "file",
         "retention": "limits",
         "discard": "new",

@@ -117,6 +117,16 @@ def revoked(token: str) -> str:
     return f"jf.ctl.fleet.revoked.{token}"
 
 
+# jf.ctl.fleet.<verb>: what is asked of providers of workers, and what is not
+def capacity_decision(verb: str) -> str:
+    return f"jf.ctl.fleet.{verb}"
+
+
+# jf.cap.<provider>.<verb>: what a provider of workers offers and does
+def provider(provider: str, verb: str) -> str:
+    return f"jf.cap.{provider}.{verb}"
+
+
 # jf.tel.<worker>: heartbeats
 def telemetry(worker: str) -> str:
     return f"jf.tel.{worker}"
@@ -165,6 +175,7 @@ ALL_QUEUED = queued(ANY, ANY, ANY, ANY)
 ALL_REGISTRY = "jf.reg.>"
 ALL_FLEET = "jf.fleet.>"
 ALL_CONTROL = "jf.ctl.>"
+ALL_PROVIDERS = "jf.cap.>"
 ALL_TELEMETRY = telemetry(ANY)
 ALL_PAYLOADS = "jf.blob.>"
 

@@ -36,6 +36,7 @@ from jetfleet.images import Images, evolve_images
 from jetfleet.log import LogReader, Record, read_records
 from jetfleet.policies import placement
 from jetfleet.policies.placement import Observation
+from jetfleet.policies.placement_search import Round
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure
@@ -49,6 +50,7 @@ from jetfleet_projections.conductor_decisions import event_of, words
 from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.freshness import SLOW_S, Freshness
 from jetfleet_projections.observing import Watcher
+from jetfleet_projections.provisioner import Provisioner
 from jetfleet_projections.reaper import Reaper
 from jetfleet_projections.scaler import Scaler
 
@@ -85,6 +87,7 @@ class Conductor:
     reaper: Reaper = field(init=False)
     scaler: Scaler = field(init=False)
     balancer: Balancer = field(init=False)
+    provisioner: Provisioner = field(init=False)
 
     def __post_init__(self) -> None:
         self.stamp = Stamp(f"conductor/{secrets.token_hex(4)}")
@@ -96,6 +99,7 @@ class Conductor:
                           self._wake.set)  # fmt: skip
         self.scaler = Scaler(watcher, self.stamp)
         self.balancer = Balancer(self.connection, self.settings.shards, self.stamp)
+        self.provisioner = Provisioner(self.settings, self.stamp)
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -180,6 +184,7 @@ class Conductor:
             self.images = evolve_images(self.images, event, self.fleet)
             self.scaler.heard(event, self.fleet)
             self.balancer.heard(event)
+            self.provisioner.heard(event, record.time)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
         self.fleet = replace(self.fleet, seq=seq, control_seq=control)
@@ -225,7 +230,8 @@ class Conductor:
             logger.info("↕ %s: %s to %d: %s", data.job, data.before, data.desired, data.why.reason)
         last, silent = fleet.control_seq, frozenset(self._silent(fleet))
         seen = Observation(registry, fleet, self.speeds, self.images, silent)
-        for decision in placement.place(seen, self.stamp.clock.now()):
+        work = placement.placed(seen, self.stamp.clock.now())
+        for decision in work.decisions:
             event, subject = event_of(decision, seen, self.stamp, self.settings.shards)
             if not await self._append(event, subject, last):
                 return
@@ -239,6 +245,17 @@ class Conductor:
             logger.info("⚖ %s: %s", job, reason)
             for worker, term in self.balancer.news(balanced, fleet):
                 self._nudge(worker, {"balance": [term]})
+        await self._provide(work, last)
+
+    async def _provide(self, work: Round, last: int) -> None:
+        """Ask for workers, or give them back, after a round of placement."""
+        for event, subject, said in self.provisioner.decide(work):
+            if not await self._append(event, subject, last):
+                return
+            last = self._decided_seq
+            logger.info("%s", said)
+        for leaving in self.provisioner.leaving():
+            self._nudge(leaving, {"drain": True})
 
     async def _append(self, event: Event, subject: str, last: int) -> bool:
         """Store a decision unless another was made after ``last``; whether it was stored."""

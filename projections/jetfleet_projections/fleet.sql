@@ -21,9 +21,11 @@ FROM staged WHERE type = 'jetfleet.worker.admitted' ORDER BY seq;
 -- Joinings, and what was said about the session that was then the worker's last.
 CREATE OR REPLACE TEMP TABLE worker_changes AS
 WITH said AS (
-    SELECT seq, time, worker, split_part(type, '.', 3) AS verb, data ->> '$.session' AS session, data
+    SELECT seq, time, worker,
+        CASE type WHEN 'jetfleet.capacity.released' THEN 'draining' ELSE split_part(type, '.', 3) END AS verb,
+        data ->> '$.session' AS session, data
     FROM staged WHERE type IN ('jetfleet.worker.joined', 'jetfleet.worker.draining',
-        'jetfleet.worker.left', 'jetfleet.worker.lost')
+        'jetfleet.worker.left', 'jetfleet.worker.lost', 'jetfleet.capacity.released')
 ),
 placed AS (
     SELECT s.*, coalesce(
@@ -44,7 +46,7 @@ WITH last_join AS (
 ),
 last_change AS (
     SELECT c.worker, max(c.seq) AS seq, arg_max(c.time, c.seq) AS time, arg_max(c.verb, c.seq) AS verb,
-        arg_max(coalesce(c.data ->> '$.reason', ''), c.seq) AS reason
+        arg_max(coalesce(c.data ->> '$.reason', c.data ->> '$.why.reason', ''), c.seq) AS reason
     FROM worker_changes c LEFT JOIN last_join j ON j.worker = c.worker
     WHERE j.seq IS NULL OR c.seq >= j.seq
     GROUP BY c.worker

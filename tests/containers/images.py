@@ -91,6 +91,7 @@ RECIPES = {
     "cog-async": _cog("slow.py:Predictor", "COG_MAX_CONCURRENCY=2"),
     "cog-broken": _cog("broken.py:Predictor"),
     "sagemaker": Recipe(app("sagemaker"), (), ("python3", MAIN), port=8080),
+    "worker": Recipe(lambda: [layers.folder(SOURCES / "worker", "")]),
     "oip": Recipe(app("oip"), ("python3", MAIN), port=8080),
 }
 

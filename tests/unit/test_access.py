@@ -39,7 +39,11 @@ MAY = {
     "publisher": [*READ_LOG, QUEUED, CANCEL, INPUT, subjects.ask_query()],
     "projector": READ_LOG,
     "conductor": [*READ_LOG, *ADMIN, ASSIGNED, subjects.fleet("w1", "lost"), DONE_BY_NOBODY,
-                  subjects.command("w1"), subjects.queue(1, "default", "echo"), "_R_.x.y"],
+                  subjects.command("w1"), subjects.queue(1, "default", "echo"), "_R_.x.y",
+                  subjects.capacity_decision("requested")],
+    "provider": ["$JS.API.STREAM.INFO.FLEET", "$JS.API.CONSUMER.CREATE.FLEET.r1.x",
+                 "$JS.API.CONSUMER.MSG.NEXT.FLEET.r1", "$JS.API.CONSUMER.DELETE.FLEET.r1",
+                 subjects.provider("p", "accepted")],
 }  # fmt: skip
 MAY_NOT = {
     "operator": [*ADMIN, DONE_BY_WORKER, DONE_BY_NOBODY, ASSIGNED, subjects.fleet("w1", "joined"),
@@ -51,7 +55,10 @@ MAY_NOT = {
     "projector": [*ADMIN, QUEUED, CANCEL, INPUT, DONE_BY_WORKER, DONE_BY_NOBODY, ASSIGNED,
                   REGISTERED, subjects.command("w1"), subjects.fleet("w1", "left")],
     "conductor": [QUEUED, CANCEL, DONE_BY_WORKER, REGISTERED, INPUT,
-                  subjects.started(1, "default", "echo", "w1")],
+                  subjects.started(1, "default", "echo", "w1"), subjects.provider("p", "accepted")],
+    "provider": [*ADMIN, *READ_LOG, QUEUED, CANCEL, INPUT, REGISTERED, DONE_BY_WORKER,
+                 DONE_BY_NOBODY, ASSIGNED, subjects.capacity_decision("requested"),
+                 subjects.command("w1"), subjects.fleet("w1", "left"), subjects.ask_query()],
 }  # fmt: skip
 HEARS = {
     "operator": [
@@ -64,6 +71,7 @@ HEARS = {
     "publisher": [DONE_BY_WORKER, subjects.output("i", "w1")],
     "projector": [subjects.ask_query(), subjects.telemetry("w1")],
     "conductor": [subjects.telemetry("w1"), subjects.ask_credentials("w1"), CANCEL],
+    "provider": [],
 }
 
 

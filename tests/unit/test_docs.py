@@ -74,6 +74,7 @@ def published(example: Event) -> tuple[str, str]:
         "job": data["job"]["name"] if isinstance(data.get("job"), dict) else data.get("job"),
         "model": data["model"]["name"] if "model" in data else None,
         "token": data.get("token"),
+        "provider": data.get("provider"),
     }
     return stream, re.sub(r"<(\w+)>", lambda found: str(tokens[found[1]]), subject)
 

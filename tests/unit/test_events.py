@@ -96,7 +96,9 @@ def test_every_event_is_a_cloudevent(event):
 
 def test_types_are_literal_strings_and_not_python_paths():
     for name, kind in EVENT_TYPES.items():
-        assert re.fullmatch(r"jetfleet\.(model|job|invocation|worker|replica)\.[a-z_]+", name)
+        assert re.fullmatch(
+            r"jetfleet\.(model|job|invocation|worker|replica|capacity)\.[a-z_]+", name
+        )
         assert kind.__name__ not in name
 
 
@@ -247,6 +249,8 @@ def _example(kind: type[Event]) -> Event:
     return made[name]() if name in made else kind(**given.envelope(), data=_REST[name])
 
 
+_ASKED = {"provider": "p", "request": "q1"}
+_NEED = {"tenant": "default", "job": "echo", "replicas": 1, "resources": {}}
 _REST: dict[str, dict[str, Any]] = {
     "jetfleet.invocation.failed": {
         "invocation": "i1", "job": "echo", "error": {"code": "timeout", "message": "too long"},
@@ -257,6 +261,20 @@ _REST: dict[str, dict[str, Any]] = {
     },
     "jetfleet.worker.heartbeat": {"worker": "w1", "session": "s1"},
     "jetfleet.worker.token_revoked": {"token": "t1"},
+    "jetfleet.capacity.offered": {
+        "provider": "p", "session": "s1", "kind": "process", "shape": {"memory_mib": 1}, "most": 1,
+        "boot_s": 1,
+    },
+    "jetfleet.capacity.requested": {
+        **_ASKED, "count": 1, "workers": ("w1",), "shape": {"memory_mib": 1}, "needs": (_NEED,),
+        "expires_at": at(1), "why": given.WHY,
+    },
+    "jetfleet.capacity.withheld": {"needs": (_NEED,), "why": given.WHY},
+    "jetfleet.capacity.released": {**_ASKED, "worker": "w1", "session": "s1", "why": given.WHY},
+    "jetfleet.capacity.accepted": {**_ASKED, "workers": ("w1",)},
+    "jetfleet.capacity.started": {**_ASKED, "worker": "w1"},
+    "jetfleet.capacity.refused": {**_ASKED, "workers": ("w1",), "reason": "no"},
+    "jetfleet.capacity.stopped": {**_ASKED, "worker": "w1", "reason": "over"},
 }  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import given as generated
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from given import (
@@ -273,7 +273,7 @@ def test_a_fold_leaves_the_state_before_it_as_it_was():
     assert before.workers["w1"].status == "joined"
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @generated(st.lists(events(), max_size=8))
 def test_any_history_folds_and_its_parts_fold_to_the_same(history):
     middle = len(history) // 2

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+import capacity_made
 from jetfleet.catalog import RegistryState, evolve_registry
 from jetfleet.events import (
     EVENT_TYPES,
@@ -56,6 +57,8 @@ def fleet_log(seed: int, length: int = 200) -> Log:
                 owner = chance.choice(["ada", ""])
                 log.admitted(worker, trusted=chance.random() < 0.5, owner=owner, labels={"a": "1"})
             log.worker(verb, worker, f"s{chance.randrange(2)}", **fields)
+            if chance.random() < 0.2:
+                log.given_back(worker, f"s{chance.randrange(2)}")
         else:
             verb = chance.choice(
                 ["assigned"] * 3 + ["ready"] * 3 + ["preparing", "released", "failed", "stopped"]
@@ -150,6 +153,9 @@ def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Wa
     log.revoked()
     log.scaled(2)
     log.balanced(w1=None, w2=3)
+    log.given_back("w1")
+    for event in capacity_made.one_of_each():
+        log.say(FLEET, capacity_made.subject_of(event), event)
     for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
         log.replica(verb, "r1")
     for outcome in ("completed", "failed", "cancelled", "expired"):

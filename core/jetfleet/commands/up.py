@@ -89,6 +89,10 @@ def up(  # noqa: PLR0917 - options; typer passes them by name
     ws_port: Annotated[int, typer.Option(help="WebSocket, for workers elsewhere.")] = 8443,
     monitor_port: Annotated[int, typer.Option(help="The broker's monitoring.")] = 8222,
     agents: Annotated[int, typer.Option(help="Local workers.", min=0, max=64)] = 1,
+    max_workers: Annotated[
+        int,
+        typer.Option(help="Local workers with those started on demand.", min=0, max=64),
+    ] = 1,
     durable: Annotated[
         bool, typer.Option("--durable", help="Sync the log to disk before accepting anything.")
     ] = False,
@@ -118,7 +122,7 @@ def up(  # noqa: PLR0917 - options; typer passes them by name
     pid = os.getpid()
     processes.guard(LEFTOVERS_S)
     os.environ.pop("JETFLEET_CREDENTIALS", None)  # every child has those of its own role
-    local = Local(settings, ports, agents, durable, verbose)
+    local = Local(settings, ports, agents, durable, verbose, max_workers)
     anyio.run(local.run, lambda: _announce(state, local.endpoints(pid), time.monotonic() - began))
 
 
@@ -152,6 +156,7 @@ class Local:
     agents: int
     durable: bool
     verbose: bool
+    max_workers: int = 1
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Run until stopped.
@@ -222,8 +227,16 @@ class Local:
                 ["--host", self.settings.http_host, "--port", str(self.ports.http)],
                 self._gateway_ready,
             ),
+            *self._provider(),
             *(self._agent(broker, index) for index in range(self.agents)),
         ]
+
+    def _provider(self) -> list[Program]:
+        """Who starts further workers here on demand; nobody where none may be started."""
+        if self.max_workers <= self.agents:
+            return []
+        options = ["process", "--max-workers", str(self.max_workers)]
+        return [self._ours("provider", options, grace_s=DRAIN_S)]
 
     def _agent(self, broker: Broker, index: int) -> Program:
         name = "local" if index == 0 else f"local-{index + 1}"

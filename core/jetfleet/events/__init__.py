@@ -18,6 +18,20 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from jetfleet.events.capacity import (
+    CapacityAccepted,
+    CapacityDecision,
+    CapacityNeed,
+    CapacityOffered,
+    CapacityRefused,
+    CapacityReleased,
+    CapacityRequested,
+    CapacityStarted,
+    CapacityStopped,
+    CapacityWithheld,
+    ProviderEvent,
+    WorkerShape,
+)
 from jetfleet.events.envelope import Event, InvalidEvent
 from jetfleet.events.fleet import (
     Candidate,
@@ -69,7 +83,7 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced
+ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced | CapacityDecision
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -82,6 +96,7 @@ FleetEvent = (
     | ReplicaStopped
     | AdmissionEvent
     | ControlEvent
+    | ProviderEvent
 )
 AnyEvent = RegistryEvent | InvocationEvent | FleetEvent | WorkerHeartbeat
 EVENT_TYPES: Mapping[str, type[Event]] = {
@@ -161,6 +176,16 @@ __all__ = [
     "AnyEvent",
     "BlobRef",
     "Candidate",
+    "CapacityAccepted",
+    "CapacityDecision",
+    "CapacityNeed",
+    "CapacityOffered",
+    "CapacityRefused",
+    "CapacityReleased",
+    "CapacityRequested",
+    "CapacityStarted",
+    "CapacityStopped",
+    "CapacityWithheld",
     "ControlEvent",
     "Event",
     "Failure",
@@ -186,6 +211,7 @@ __all__ = [
     "ModelRegistered",
     "Outcome",
     "OutcomeEvent",
+    "ProviderEvent",
     "PullLevel",
     "RegistryEvent",
     "ReplicaAssigned",
@@ -203,6 +229,7 @@ __all__ = [
     "WorkerJoined",
     "WorkerLeft",
     "WorkerLost",
+    "WorkerShape",
     "WorkerTokenRevoked",
     "compose",
     "decode",

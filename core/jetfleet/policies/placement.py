@@ -47,6 +47,11 @@ UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it 
 
 def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     """The decisions due now, in order; none when every job has what it wants."""
+    return tuple(placed(observation, now).decisions)
+
+
+def placed(observation: Observation, now: datetime) -> Round:
+    """A whole round of placement: the decisions due now, and what found no place."""
     fleet, jobs = observation.fleet, observation.registry.jobs
     joined = {name for name, worker in fleet.workers.items() if worker.status == "joined"}
     work = Round(observation, rooms_of(fleet), now)
@@ -65,7 +70,7 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
     _fill_all(work, [_settle(work, job, by_job.get(job.key, [])) for job in by_age])
     if not work.decisions:
         move(work, jobs, by_job)
-    return tuple(work.decisions)
+    return work
 
 
 def consider(observation: Observation, key: JobKey, now: datetime) -> tuple[Candidate, ...]:
@@ -160,10 +165,14 @@ def _fill(work: Round, rights: Precedence, need: Need) -> None:
     present = {replica.id for replica in current}
     outdated = [replica for replica in staying if replica.id not in present]
     unplaced = _add(work, job, current, wanted - len(current)) if len(current) < wanted else 0
+    made = 0
     if rights.may(job):
         # What an older version of its own has is the job's already: nobody makes room for that.
         short = min(unplaced, wanted - len(staying))
-        rights.make_room(job, current, short, _needs(job.spec))
+        made = rights.make_room(job, current, short, _needs(job.spec))
+    lacking = unplaced - len(outdated) - need.leaving - made
+    if lacking > 0:  # what neither those that go nor less important ones make room for
+        work.unplaced[job.key] = lacking
     ready = sum(replica.status == "ready" for replica in current)
     if outdated and (ready >= wanted or unplaced):
         # The newer spec serves, or finds no room until an older one goes; what was let go before

@@ -112,26 +112,27 @@ class Precedence:
 
     def make_room(
         self, job: JobState, current: Iterable[ReplicaState], missing: int, needs: object
-    ) -> None:
-        """Hold room for as many replicas as are missing, or make it.
+    ) -> int:
+        """Hold room for as many replicas as are missing, or make it; for how many it is.
 
         ``needs``: equal for jobs that need the same of a worker.
         """
         its_turn = (self._asked + int(self.work.now.timestamp())) % self._every == 0
         self._asked += 1
         if missing <= 0:
-            return
+            return 0
         self._look()
         known = (needs, job.spec.placement.priority)
         may_ask = its_turn and known not in self._hopeless and not self._lately(job.key)
         if not may_ask and not any(self._would_do(job, name) for name in self._leaving):
-            return
+            return 0
         search = Search.of(self.work, job, current)
-        for _ in range(missing):
+        for held in range(missing):
             if self._hold_what_leaves(search):
                 continue
             if not may_ask or self.left <= 0 or not self._preempt(search, known):
-                return
+                return held
+        return missing
 
     def _look(self) -> None:
         """Find out who is where, once in a round and only when somebody lacks room."""

@@ -91,6 +91,7 @@ class Round:
     now: datetime
     decisions: list[Decision] = field(default_factory=list)
     full: set[object] = field(default_factory=set)  # what is needed that no room has any more
+    unplaced: dict[JobKey, int] = field(default_factory=dict)  # replicas that fit nowhere
     shelves: dict[tuple[bool, bool], Shelves] = field(default_factory=dict)
     yielding: dict[JobKey, set[str]] = field(default_factory=dict)  # workers, in this round
     changes: int = 0  # of what is left on any worker
