@@ -48,6 +48,9 @@ class RunRequest(BaseModel):
     ttl_s: float | None = Field(
         None, gt=0, le=86_400, description="longest wait for a start, seconds; at most the job's"
     )
+    priority: str | None = Field(
+        None, description="one of the job's priority_classes; left out: its priority_class"
+    )
     stream: bool = Field(False, description="output is wanted as it comes")
     wait_s: float | None = Field(
         None,
@@ -93,6 +96,7 @@ class Call:
             ttl_s=body.ttl_s,
             idempotency_key=self.key,
             trace=self.trace,
+            priority=body.priority,
         )
 
 
