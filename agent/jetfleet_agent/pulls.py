@@ -175,6 +175,10 @@ class Pull:
         missing = self.wanted() - self._outstanding
         if missing <= 0 or missing < self._outstanding:
             return
+        if self.slots() == 1:  # no other can become free, and this one stands idle meanwhile
+            self.connection.nats.together()  # with the outcome that freed it
+            self._ask()
+            return
         self._scheduled = True
         loop = asyncio.get_running_loop()
         if missing * COMPANY >= self.slots():

@@ -21,6 +21,7 @@ from jetfleet import subjects
 from jetfleet.connection import Connection, Subscription
 from jetfleet.errors import OutcomePending
 from jetfleet.events import OUTCOMES, InvalidEvent, OutcomeEvent, decode
+from jetfleet.fastlane import msg_id_of
 from jetfleet.log import LogReader, Message
 from jetfleet.streams import INVOCATIONS
 
@@ -80,7 +81,7 @@ class Waiter:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[OutcomeEvent] = loop.create_future()
         self.futures.append(future)
-        timer = None if wait_s is None else loop.call_later(wait_s, self._give_up, future, wait_s)
+        timer = None if wait_s is None else loop.call_later(wait_s, self.give_up, future, wait_s)
         try:
             return await future
         finally:
@@ -88,7 +89,8 @@ class Waiter:
             if timer is not None:
                 timer.cancel()
 
-    def _give_up(self, future: asyncio.Future[OutcomeEvent], wait_s: float) -> None:
+    def give_up(self, future: asyncio.Future[OutcomeEvent], wait_s: float) -> None:
+        """End one wait with OutcomePending."""
         if not future.done():
             future.set_exception(
                 OutcomePending(
@@ -176,8 +178,7 @@ class Outcomes:
         return waiter
 
     def _on_done(self, message: Msg) -> None:
-        invocation = subjects.outcome_of((message.headers or {}).get("Nats-Msg-Id", ""))
-        waiter = self.waiting.get(invocation)
+        waiter = self.waiting.get(subjects.outcome_of(msg_id_of(message)))
         # The broker vouches for the job token of the subject, not for what the body says.
         if waiter is not None and message.subject.split(".")[4] == waiter.job:
             waiter.resolve(message.data)

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
+from given import queued
 from inprocess import conducting, connected, queue_holds, queue_of, working
 from jetfleet import subjects
 from jetfleet.client import Client, Handle
-from jetfleet.errors import InvalidRequest, InvocationCancelled, InvocationExpired
-from jetfleet.events import InvocationCompleted, ReplicaReady
+from jetfleet.clock import new_id, utc_now
+from jetfleet.errors import (
+    InvalidRequest,
+    InvocationCancelled,
+    InvocationExpired,
+    OutcomePending,
+)
+from jetfleet.events import InvocationCompleted, ReplicaReady, encode
+from jetfleet.events import InvocationExpired as InvocationExpiredEvent
 from jetfleet.evidence import explain
 from jetfleet.policies import turns
 from jetfleet.settings import Settings
@@ -210,6 +218,39 @@ async def test_a_class_that_the_job_does_not_have_is_refused(client, conductor):
     with pytest.raises(InvalidRequest) as refused:
         await client.submit("three", 1, priority="High")
     assert refused.value.field == "priority"
+
+
+async def test_what_claims_a_class_that_the_job_does_not_have_expires(
+    client, conductor, settings, tmp_path
+):
+    """Whoever may publish can write such an event; nobody pulls it."""
+    async with busy(client, settings, tmp_path):
+        event = queued(new_id(), of="three", priority_class="weird", expires_at=utc_now())
+        shard = subjects.shard_of("three", settings.shards)
+        subject = subjects.queued(shard, "default", "three", "weird")
+        await client.connection.store(subject, encode(event), msg_id=event.id)
+        assert isinstance(await client.outcome(event.data.invocation, WAIT), InvocationExpiredEvent)
+
+
+async def test_a_slower_worker_takes_from_a_class_where_as_many_wait_as_its_threshold_says(
+    client, settings
+):
+    await declare_classes(client)
+    async with working(settings) as agent:
+        async with conducting(settings):
+            assert await client.run("three", 0, wait_s=WAIT) == 0
+        (job,) = agent.jobs.values()
+        job.heed(3, 60.0)
+        await until(lambda: job.load(lambda _: "").min_pending == 3, "it asks so")
+        first, *_ = await submit(client, "low", 2)
+        (other,) = await submit(client, "high", 1)
+        with pytest.raises(OutcomePending):
+            await first.outcome(0.5)
+        third = await client.submit("three", "third", priority="low")
+        assert await first.output(WAIT) == "low0"
+        job.heed(None, 0.0)
+        assert await other.output(WAIT) == "high0"
+        assert await third.output(WAIT) == "third"
 
 
 async def test_after_a_broker_restart_every_class_is_served_again(

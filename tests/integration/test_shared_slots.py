@@ -38,11 +38,17 @@ async def test_jobs_of_10_and_of_100_ms_get_the_same_seconds_of_one_slot(
 async def test_a_worker_runs_no_more_at_once_than_it_has_slots_and_who_is_alone_gets_all(
     client, conductor, settings
 ):
-    await open_job(client, "alone", "faulty.py:naps", ready=False, concurrency=4)
+    await open_job(
+        client, "alone", "faulty.py:naps", ready=False, concurrency=4,
+        priority_classes=("high", "normal"),
+    )  # fmt: skip
     await open_job(client, "idle", "faulty.py:naps", ready=False)
     seen: set[int] = set()
     async with working(settings, slots=2) as agent:
-        calls = [asyncio.create_task(client.run("alone", 0.1, wait_s=WAIT)) for _ in range(10)]
+        calls = [
+            asyncio.create_task(client.run("alone", 0.1, wait_s=WAIT, priority=priority))
+            for priority in ("normal", "high") * 5
+        ]
         while not all(call.done() for call in calls):
             seen.add(sum(job.running for job in agent.jobs.values()))
             await asyncio.sleep(0.005)

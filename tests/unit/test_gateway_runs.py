@@ -74,8 +74,9 @@ async def test_a_call_has_the_class_that_it_asks_for() -> None:
     async with gateway(client) as http:
         for body in ({"input": 1}, {"input": 1, "priority": "high"}):
             assert (await http.post(RUN, json=body)).status_code == 202
+        await http.post(SYNC, json={"input": 1, "priority": "high", "wait_s": 0})
     classes = [work.queued.data.priority_class for work in client.works.values()]
-    assert classes == ["normal", "high"]
+    assert classes == ["normal", "high", "high"]
 
 
 @pytest.mark.anyio
