@@ -5,7 +5,7 @@ which of them have something. That is what bells are for: a pull request that no
 (``max_bytes: 1``). When one is there, the broker answers that it is too big, and keeps it. Every
 class that has nothing, as far as is known, has a bell out; of every other one something waits. So
 a free slot asks the class whose turn it is (``jetfleet.policies.turns``), with ``no_wait``: what
-another worker took meanwhile costs one answer. docs/decisions/0011 has what else was tried.
+another worker took meanwhile costs one answer. docs/decisions/0012 has what else was tried.
 
 A job of one class does without: see ``pulls``.
 """
@@ -26,7 +26,15 @@ from jetfleet.connection import Connection, Subscription
 from jetfleet.errors import BrokerUnavailable
 from jetfleet.policies import turns
 from jetfleet.streams import PRIORITY_GROUP, SECOND
-from jetfleet_agent.pulls import EXPIRES_S, HEARTBEAT_S, PROBE_S, RETRY_S, SILENCE_S
+from jetfleet_agent.pulls import (
+    CALM_S,
+    EXPIRES_S,
+    HEARTBEAT_S,
+    PATIENCE_S,
+    PROBE_S,
+    RETRY_S,
+    SILENCE_S,
+)
 
 logger = logging.getLogger("jetfleet.pulls")
 AMONG_S = 0.1  # longest wait for what is there, where others wait for a backlog
@@ -99,8 +107,18 @@ class ClassPulls:
         for each in self._end():
             await each.stop()
 
-    async def withdraw(self) -> None:
-        """Take back what was asked for; what comes until the broker knows is still taken."""
+    async def withdraw(self, *, patient: bool = False) -> None:
+        """Take back what was asked for; what comes until the broker knows is still taken.
+
+        ``patient``: wait for answers that are on their way, for a second at most; see ``Pull``.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while patient and self.asked:
+            left_s = until - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(left_s, CALM_S / 5))
         for each in self._end():
             await each.drain()
 

@@ -143,6 +143,12 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         if session is not None:
             await session.close()
 
+    async def _connect_to_server(self, s: Any) -> None:
+        """Connect anew: nats-py leaves open what it gave up, as a broker that said nothing."""
+        if isinstance(self._transport, TcpTransport):
+            self._transport.close()
+        await super()._connect_to_server(s)
+
     # -- receiving
 
     async def subscribe_direct(self, subject: str, take: Take) -> Subscription:
