@@ -5,7 +5,7 @@ which of them have something. That is what bells are for: a pull request that no
 (``max_bytes: 1``). When one is there, the broker answers that it is too big, and keeps it. Every
 class that has nothing, as far as is known, has a bell out; of every other one something waits. So
 a free slot asks the class whose turn it is (``jetfleet.policies.turns``), with ``no_wait``: what
-another worker took meanwhile costs one answer. docs/decisions/0012 has what else was tried.
+another worker took meanwhile costs one answer. docs/decisions/0011 has what else was tried.
 
 A job of one class does without: see ``pulls``.
 """

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from jetfleet.catalog import JobKey, JobState
+from jetfleet.causes_placed import by_precedence
 from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies import placement_asked
@@ -36,6 +37,8 @@ CODES: Mapping[str, str] = {
     "no_worker": "no worker was at work",
     "workers_away": "the workers that the job is assigned to were not at work",
     "no_fit": "no worker could take it",
+    "making_room": "less important replicas made room for it",
+    "preempted": "a more important job had its place",
     "backing_off": "the model had failed, and its workers paused",
     "no_replicas_wanted": "the job wanted no replicas",
     "waking": "the job was at zero, to be scaled up",
@@ -49,6 +52,7 @@ CODES: Mapping[str, str] = {
     "not_in_queue": "the queue did not have it",
     "in_queue": "its turn in the queue had not come",
     "next": "a free slot was about to take it",
+    "left_to_faster": "slower workers left it to faster ones",
     "taken": "a worker had it, and had not begun",
     "redelivery": "an attempt was lost, and the queue was to hand it out again",
     # it does not wait for a start
@@ -259,6 +263,15 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     against = placement_asked.objections(observation, job, seen.now)
     if not all(against.values()):
         return _undecided(story, job, seen)
+    told = by_precedence(story, job, seen.now, against, CONDUCTOR_S)
+    if told is not None:
+        return Cause(*told, _one_by_one(against))
+    return _by_filters(story, job, seen, against)
+
+
+def _by_filters(story: Story, job: JobState, seen: Seen, against: Mapping[str, str]) -> Cause:
+    """What each worker objects to, or that there is none."""
+    observation = Observation(story.registry, story.fleet)
     spec, away = job.spec, dict[str, str]()
     if spec.assignment == "manual":
         away = {n: whereabouts(story, seen.now, n) for n in spec.workers if n not in against}

@@ -34,6 +34,7 @@ from jetfleet.events import (
 )
 from jetfleet.persistent import drop, put
 from jetfleet.specs import JobSpec, Machine
+from jetfleet.yielding import Freed, Yielded, Yields, frees, yields
 
 WorkerStatus = Literal["joined", "draining", "left", "lost"]
 ReplicaStatus = Literal["assigned", "preparing", "ready", "releasing"]
@@ -94,6 +95,7 @@ class ReplicaState:
     gpus: tuple[str, ...] = ()  # names of the GPUs that it was given (``GpuSpec.id``)
     released_seq: int = 0  # of the last decision to let it go
     replaces: str = ""  # id of the replica that goes once this one serves
+    yields_to: JobKey | None = None  # the more important job that it makes room for
 
     @property
     def key(self) -> JobKey:
@@ -114,6 +116,8 @@ class FleetState:
     scaled: Mapping[JobKey, tuple[int, int]] = field(default_factory=dict)
     # When replicas of a job failed on a worker, oldest first; emptied when one becomes ready there.
     failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]] = field(default_factory=dict)
+    yielded: Yields = field(default_factory=dict)
+    freed: Freed = field(default_factory=dict)  # until the job has a replica there
 
     def desired(self, job: JobState) -> int | None:
         """By the last scaling decision; None: none was taken since the job was made."""
@@ -190,14 +194,23 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
         data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time,
         gpus=data.gpus, replaces=data.replaces,
     )  # fmt: skip
-    return replace(state, replicas=put(state.replicas, data.replica, new))
+    freed = drop(state.freed, (new.key, data.worker))
+    return replace(state, replicas=put(state.replicas, data.replica, new), freed=freed)
 
 
 @_fleet.register
 def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
-    return _change_replica(
-        state, event.data.replica, event.data.worker, "releasing", released_seq=seq
+    data, asked = event.data, event.data.room_for
+    to = None if asked is None else (asked.tenant, asked.job)
+    changed = _change_replica(
+        state, data.replica, data.worker, "releasing", released_seq=seq, yields_to=to
     )
+    said_again = changed is state or state.replicas[data.replica].status == "releasing"
+    if asked is None or to is None or said_again:
+        return changed
+    last = Yielded((event.time,), to, asked.priority)
+    key = state.replicas[data.replica].key
+    return replace(changed, yielded=yields(state.yielded, key, data.worker, last=last))
 
 
 @_fleet.register
@@ -228,15 +241,22 @@ def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
         return state
     key = (state.replicas[data.replica].key, data.worker)  # its job is a claim of the worker
     times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
-    left = drop(state.replicas, data.replica)
-    return replace(state, replicas=left, failures=put(state.failures, key, times))
+    left = _without(state, data.replica, event.time)
+    return replace(left, failures=put(state.failures, key, times))
 
 
 @_fleet.register
 def _(event: ReplicaStopped, state: FleetState, seq: int) -> FleetState:
     if not _known(state, event.data.replica, event.data.worker):
         return state
-    return replace(state, replicas=drop(state.replicas, event.data.replica))
+    return _without(state, event.data.replica, event.time)
+
+
+def _without(state: FleetState, replica: str, at: datetime) -> FleetState:
+    """A replica has ended by itself or as it was asked to."""
+    gone = state.replicas[replica]
+    freed = frees(state.freed, gone.yields_to, gone.worker, at)
+    return replace(state, replicas=drop(state.replicas, replica), freed=freed)
 
 
 def _known(state: FleetState, replica: str, worker: str) -> bool:
@@ -267,6 +287,7 @@ def _change_replica(
     *,
     ready_at: datetime | None = None,
     released_seq: int = 0,
+    yields_to: JobKey | None = None,
 ) -> FleetState:
     if not _known(state, replica, worker):
         return state
@@ -275,6 +296,6 @@ def _change_replica(
         return state  # what was released does not come back
     new = replace(
         old, status=status, ready_at=ready_at or old.ready_at,
-        released_seq=released_seq or old.released_seq,
+        released_seq=released_seq or old.released_seq, yields_to=yields_to or old.yields_to,
     )  # fmt: skip
     return replace(state, replicas=put(state.replicas, replica, new))

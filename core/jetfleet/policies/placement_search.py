@@ -15,10 +15,17 @@ from heapq import merge
 from itertools import islice
 
 from jetfleet.catalog import JobKey, JobState, RegistryState
-from jetfleet.events import Candidate
+from jetfleet.events import Candidate, RoomFor
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.images import Images
-from jetfleet.policies.placement_filters import back_off, no_room, place_of, too_close, unsuitable
+from jetfleet.policies.placement_filters import (
+    back_off,
+    gave_way,
+    no_room,
+    place_of,
+    too_close,
+    unsuitable,
+)
 from jetfleet.policies.placement_rooms import Room
 from jetfleet.policies.placement_scores import (
     WEIGHTS,
@@ -31,6 +38,7 @@ from jetfleet.policies.placement_scores import (
 )
 from jetfleet.specs import JobSpec, Resources
 from jetfleet.speeds import Sample, Speeds
+from jetfleet.yielding import Yielded
 
 DIGITS = 4  # of a published score
 SCORED, REJECTED = 16, 16  # so many candidates of each kind are published with a decision
@@ -67,6 +75,8 @@ class Release:
 
     replica: ReplicaState
     reason: str
+    room_for: RoomFor | None = None  # the more important job that gets its place
+    candidates: tuple[Candidate, ...] = ()  # workers where room could be made
 
 
 Decision = Assign | Release
@@ -82,6 +92,7 @@ class Round:
     decisions: list[Decision] = field(default_factory=list)
     full: set[object] = field(default_factory=set)  # what is needed that no room has any more
     shelves: dict[tuple[bool, bool], Shelves] = field(default_factory=dict)
+    yielding: dict[JobKey, set[str]] = field(default_factory=dict)  # workers, in this round
     changes: int = 0  # of what is left on any worker
 
     @property
@@ -99,6 +110,14 @@ class Round:
         found: dict[JobKey, dict[str, tuple[datetime, ...]]] = {}
         for (key, worker), times in self.fleet.failures.items():
             found.setdefault(key, {})[worker] = times
+        return found
+
+    @cached_property
+    def yielded(self) -> Mapping[JobKey, Mapping[str, Yielded]]:
+        """Whose replicas made room for more important ones, by job and worker."""
+        found: dict[JobKey, dict[str, Yielded]] = {}
+        for (key, worker), when in self.fleet.yielded.items():
+            found.setdefault(key, {})[worker] = when
         return found
 
     @cached_property
@@ -142,6 +161,7 @@ class Search:
     liking: Liking
     failures: Mapping[str, tuple[datetime, ...]]
     known: set[str]  # workers that have a part of their score for themselves
+    yielded: Mapping[str, Yielded]
     taken: set[str] = field(default_factory=set)  # see ``place_of``
     passed: list[Candidate] = field(default_factory=list)
     has_room: bool = False  # somewhere, were it not for its other replicas and for failures
@@ -159,7 +179,8 @@ class Search:
             None if model.image is None else work.ran.get(model.image, frozenset()),
         )
         failures = work.failures.get((job.tenant, spec.name), {})
-        search = cls(work, job, liking, failures, {*liking.known(), *failures})
+        yielded = work.yielded.get((job.tenant, spec.name), {})
+        search = cls(work, job, liking, failures, {*liking.known(), *failures}, yielded)
         for replica in current:
             search.occupy(work.rooms[replica.worker])
         return search
@@ -299,10 +320,19 @@ class Search:
         if objection := unsuitable(spec, worker) or no_room(spec.model.resources, room):
             return objection
         self.has_room = True
+        return self.own_objection(room)
+
+    def own_objection(self, room: Room) -> str:
+        """What stands against it there, however suitable the worker and its room are."""
+        spec, worker, now = self.job.spec, room.worker, self.work.now
         if self.taken and (objection := too_close(spec, worker, self.taken)):
             return objection
-        if objection := back_off(self.failures.get(worker.name, ()), self.work.now):
-            self.waits = True
+        objection = back_off(self.failures.get(worker.name, ()), now) or gave_way(
+            self.yielded.get(worker.name), now
+        )
+        if not objection and worker.name in self.work.yielding.get(self.job.key, ()):
+            objection = "makes room there for a more important job"
+        self.waits |= bool(objection)
         return objection
 
 
