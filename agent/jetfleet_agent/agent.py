@@ -35,6 +35,7 @@ from jetfleet_agent.machine import LoadMeter, describe_machine
 from jetfleet_agent.pulls import Pull
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.serving import JobKey, Serving
+from jetfleet_agent.shared_slots import SharedSlots
 from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
@@ -53,6 +54,7 @@ class Identity:
     ephemeral: bool = False
     price_per_hour: float = 0.0
     heartbeat_s: float = 2.0
+    slots: int | None = None  # most invocations at once over all replicas; None: no limit
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +86,7 @@ class Agent:
         self.serving = Serving(
             self.identity.name, self.settings, self.connection, self.key, self.workdir, self.stamp,
             self._say, self.drain_s,
+            None if self.identity.slots is None else SharedSlots(self.identity.slots),
         )  # fmt: skip
         self.logs = LogStreams(self.serving)
 

@@ -64,6 +64,10 @@ def agent(
     ephemeral: Annotated[bool, typer.Option(help="May vanish at any time.")] = False,
     price_per_hour: Annotated[float, typer.Option(help="Cost of this machine.", min=0)] = 0.0,
     heartbeat_s: Annotated[float, typer.Option(help="Seconds between heartbeats.", min=0.1)] = 2.0,
+    slots: Annotated[
+        int | None,
+        typer.Option(help="Most invocations at once, over all jobs. Default: no limit.", min=1),
+    ] = None,
     drain_s: Annotated[
         float, typer.Option(help="Seconds that running work has at the end.", min=0)
     ] = 30.0,
@@ -92,7 +96,7 @@ def agent(
     gc.freeze()  # what is imported by now stays
     gc.set_threshold(50_000, 20, 20)  # nothing on the path makes cycles; collect rarely
     identity = Identity(
-        name, labels_of(label or []), owner, trusted, ephemeral, price_per_hour, heartbeat_s
+        name, labels_of(label or []), owner, trusted, ephemeral, price_per_hour, heartbeat_s, slots
     )
     uvloop.run(_serve(identity, settings, options))
 

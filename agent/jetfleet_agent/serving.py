@@ -25,6 +25,7 @@ from jetfleet_agent import adoption
 from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed, owner_of
+from jetfleet_agent.shared_slots import SharedSlots
 from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
@@ -41,6 +42,7 @@ class Serving:
     Args:
         say: appends a fleet event of this worker (event, verb) to the log.
         drain_s: how long running calls of a released replica may take.
+        shared: where jobs contend for slots; None: nowhere.
     """
 
     worker: str
@@ -51,6 +53,7 @@ class Serving:
     stamp: Stamp
     say: Say
     drain_s: float
+    shared: SharedSlots | None = None
     jobs: dict[JobKey, JobWorker] = field(default_factory=dict)
     replicas: dict[str, Replica] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -158,7 +161,7 @@ class Serving:
             )
             job = JobWorker(
                 link, self.worker, replica.tenant, replica.spec, shard, self.stamp,
-                self.settings.inline_limit,
+                self.settings.inline_limit, self.shared,
             )  # fmt: skip
             self.jobs[key] = job
             await job.open()

@@ -26,10 +26,12 @@ from jetfleet.events import (
 from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
 from jetfleet_agent.attempt import Task
+from jetfleet_agent.class_pulls import ClassPulls
 from jetfleet_agent.links import JobLink
 from jetfleet_agent.outcome import Publisher
 from jetfleet_agent.pulls import Pull
 from jetfleet_agent.replicas import Replica
+from jetfleet_agent.shared_slots import SharedSlots
 
 logger = logging.getLogger("jetfleet.worker")
 ACK, NAK, TERM, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
@@ -39,7 +41,10 @@ MEMORY_RUNS = 50  # the moving average of service times is about the mean of so 
 
 @dataclass(slots=True, eq=False)
 class JobWorker:
-    """One job on this worker: all of its replicas here, and its invocations in progress."""
+    """One job on this worker: all of its replicas here, and its invocations in progress.
+
+    ``shared``: the slots that it contends for with other jobs; None: it has its replicas' own.
+    """
 
     link: JobLink
     worker: str
@@ -48,6 +53,7 @@ class JobWorker:
     shard: int
     stamp: Stamp
     inline_limit: int
+    shared: SharedSlots | None = None
     replicas: list[Replica] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)  # by invocation
     draining: bool = False
@@ -58,7 +64,7 @@ class JobWorker:
     measured: int = 0  # calls in it
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     publisher: Publisher = field(init=False)
-    _pull: Pull = field(init=False)
+    _pull: Pull | ClassPulls = field(init=False)
     _cancelled: dict[str, str] = field(default_factory=dict)  # invocation -> reason
     _background: set[asyncio.Task[None]] = field(default_factory=set)
     _progress: asyncio.Task[None] | None = None
@@ -70,14 +76,21 @@ class JobWorker:
             self.link.connection, self.worker, self.tenant, self.spec.name, self.shard,
             self.stamp, self.inline_limit,
         )  # fmt: skip
-        self._pull = Pull(
-            self.link.connection,
-            subjects.queue_stream(self.shard),
-            subjects.job_consumer(self.tenant, self.spec.name, self.spec.priority_class),
-            self._wanted,
-            self._slots,
-            self._take,
-        )
+        stream = subjects.queue_stream(self.shard)
+        consumers = [
+            subjects.job_consumer(self.tenant, self.spec.name, each) for each in self.spec.classes
+        ]
+        if len(consumers) == 1 and self.shared is None:
+            self._pull = Pull(
+                self.link.connection, stream, consumers[0], self._wanted, self._slots, self._take
+            )
+        else:
+            several = self._pull = ClassPulls(
+                self.link.connection, stream, consumers, self.spec.priority_floor, self._wanted,
+                self._take, None if self.shared is None else self.shared.changed,
+            )  # fmt: skip
+            if self.shared is not None:
+                self.shared.join(self, several)
         self.idle.set()
 
     async def open(self) -> None:
@@ -97,6 +110,8 @@ class JobWorker:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        if self.shared is not None:
+            self.shared.leave(self)
         await self.link.close()
 
     async def drain(self, within_s: float) -> None:
@@ -121,6 +136,16 @@ class JobWorker:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     # -- slots
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tenant and job."""
+        return self.tenant, self.spec.name
+
+    @property
+    def running(self) -> int:
+        """Invocations here that are in a replica, or have a slot of one to wait for."""
+        return sum(replica.running for replica in self.replicas) + self.waiting
 
     def _wanted(self) -> int:
         return 0 if self.draining else self._free()

@@ -106,11 +106,14 @@ class Queue:
         unfinished: invocations in it, running ones included.
         position: up to where it follows the log.
         oldest_at: when the first of them was queued.
-        holds: whether the invocation that is explained is in it, ``before`` others.
+        holds: whether the invocation that is explained is in it, ``before`` others of its class.
         counted: False: more than ``before`` are before it.
         consumer: whether the job has one; workers pull through it.
         running: handed out and not acknowledged.
         handed_out: whether the invocation was, once at least.
+        priority_class: its own, where the job has several; ``of_others``: how many of
+            ``unfinished`` are of the others, ``running_of_others``: how many of ``running``.
+        higher: how many wait in higher classes.
     """
 
     unfinished: int
@@ -122,6 +125,10 @@ class Queue:
     consumer: bool | None = None
     running: int | None = None
     handed_out: bool | None = None
+    priority_class: str = ""
+    of_others: int = 0
+    running_of_others: int = 0
+    higher: int = 0
 
 
 @dataclass(frozen=True, slots=True)

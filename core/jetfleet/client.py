@@ -215,6 +215,7 @@ class Client:
         ttl_s: float | None = None,
         idempotency_key: str | None = None,
         trace: str | None = None,
+        priority: str | None = None,
     ) -> Handle:
         """Submit an invocation; returns when the log has it, which is what accepted means.
 
@@ -225,13 +226,14 @@ class Client:
             ttl_s: longest wait for a start, seconds; at most the job's.
             idempotency_key: the same key within ten minutes returns the same invocation.
             trace: W3C traceparent of the request; carried through every event it causes.
+            priority: one of the job's priority classes; None: its ``priority_class``.
 
         Raises:
             InvalidRequest, JobNotFound, JobDisabled, QueueFull, PayloadTooLarge,
             IdempotencyMismatch: refused, nothing was stored.
             BrokerUnavailable, LogFull: not accepted as far as is known; repeat it with a key.
         """
-        request = Request(job, input, stream, timeout_s, ttl_s, idempotency_key, trace)
+        request = Request(job, input, stream, timeout_s, ttl_s, idempotency_key, trace, priority)
         waiter, duplicate = await self.submitter.submit(request)
         return Handle(self, waiter, duplicate)
 
@@ -245,12 +247,13 @@ class Client:
         ttl_s: float | None = None,
         idempotency_key: str | None = None,
         trace: str | None = None,
+        priority: str | None = None,
     ) -> Any:
         """Submit and return what the model returned; see ``submit`` and ``Handle.output``.
 
         ``wait_s``: seconds from now.
         """
-        request = Request(job, input, False, timeout_s, ttl_s, idempotency_key, trace)
+        request = Request(job, input, False, timeout_s, ttl_s, idempotency_key, trace, priority)
         return await self.output(await running.run(self.submitter, request, wait_s))
 
     async def run_to_outcome(self, request: Request, wait_s: float | None = None) -> OutcomeEvent:

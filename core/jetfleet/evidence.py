@@ -139,9 +139,11 @@ async def _invocation(client: Client, invocation: str) -> Explanation:
     if view.ended:
         return explain_invocation(watch.story, work, Seen(now), waits.all(now))
     asked = next((r.event.data for r in records if isinstance(r.event, InvocationQueued)), None)
+    own = DEFAULT_CLASS if asked is None else asked.priority_class
+    job = watch.story.registry.jobs.get(key)
     queue = await queues.look(
         client.connection, key, shards=client.settings.shards, invocation=invocation,
-        priority_class=DEFAULT_CLASS if asked is None else asked.priority_class,
+        classes=(own,) if job is None else job.spec.classes, priority_class=own,
     )  # fmt: skip
     heard = await watch.heard([*_workers(watch.story, key), view.worker or ""])
     return explain_invocation(watch.story, work, Seen(now, queue, heard), waits.all(now))
@@ -152,7 +154,7 @@ async def _job(watch: Watch, key: JobKey) -> Explanation:
     client, job = watch.client, watch.story.registry.jobs.get(key)
     queue = await queues.look(
         client.connection, key, shards=client.settings.shards,
-        priority_class=DEFAULT_CLASS if job is None else job.spec.priority_class,
+        classes=(DEFAULT_CLASS,) if job is None else job.spec.classes,
     )  # fmt: skip
     heard = await watch.heard(_workers(watch.story, key))
     return explain_job(watch.story, key, Seen(now, queue, heard))

@@ -223,16 +223,19 @@ def _in_queue(story: Story, work: Work, seen: Seen, *, again: bool) -> Cause:
 def _place(story: Story, key: JobKey, seen: Seen, queue: Queue) -> Cause:
     """Where it stands in a queue that holds it, and who could take it."""
     busy, slots, names = busy_slots(story, key, seen)
-    before = max(0, queue.before - (queue.running or 0))
-    waiting = max(queue.unfinished - (queue.running or 0), before + 1)
+    running = max(0, (queue.running or 0) - queue.running_of_others)
+    before = max(0, queue.before - running)
+    waiting = max(queue.unfinished - queue.of_others - running, before + 1)
     of_slots = f"{busy} of {slots} slots are busy on {names}"
     ready, balanced = ready_replicas(story, key), story.balanced.get(key)
     if left := left_to_faster(balanced, seen.heard, ready, busy, waiting):
         return Cause("left_to_faster", f"it is {before + 1} of {left}; {of_slots}")
-    if before < slots - busy:
+    if before + queue.higher < slots - busy:
         return Cause("next", f"a slot is free for it and is about to take it; {of_slots}")
     place = f"it is {before + 1} of {waiting}" if queue.counted else f"over {before} are before it"
-    return Cause("in_queue", f"{place} in the queue of {key[1]}; {of_slots}")
+    of_class = f" of class {queue.priority_class}" if queue.priority_class else ""
+    first = f", and {queue.higher} of higher classes go first" if queue.higher else ""
+    return Cause("in_queue", f"{place}{of_class} in the queue of {key[1]}{first}; {of_slots}")
 
 
 def _context(story: Story, work: Work) -> list[Entry]:

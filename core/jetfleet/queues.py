@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any
@@ -60,10 +60,15 @@ async def look(
     key: JobKey,
     *,
     shards: int,
-    priority_class: str,
+    classes: Sequence[str],
+    priority_class: str = "",
     invocation: str | None = None,
 ) -> Queue:
-    """A job's queue now, and where an invocation stands in it. ``priority_class``: whose consumer.
+    """A job's queue now, and where an invocation stands in that of its class.
+
+    Args:
+        classes: of the job, highest first.
+        priority_class: of the invocation.
 
     Raises:
         BrokerUnavailable: no answer in time.
@@ -72,17 +77,27 @@ async def look(
     shard = subjects.shard_of(job, shards)
     stream = subjects.queue_stream(shard)
     subject = subjects.queue(shard, tenant, job, subjects.ANY)
-    consumer = await _consumer(
-        connection, stream, subjects.job_consumer(tenant, job, priority_class)
-    )
+    consumers = {
+        each: await _consumer(connection, stream, subjects.job_consumer(tenant, job, each))
+        for each in dict.fromkeys((*classes, *([priority_class] if invocation else [])))
+    }
+    consumer = consumers.get(priority_class)
     holds, before, counted, seq = None, 0, True, 0
     if invocation is not None:
-        holds, before, counted, seq = await _find(connection, stream, subject, invocation)
+        own = subjects.queue(shard, tenant, job, priority_class)
+        holds, before, counted, seq = await _find(connection, stream, own, invocation)
     info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
     counts: dict[str, int] = info["state"].get("subjects") or {}
     sources: list[dict[str, Any]] = info.get("sources") or [{}]
-    running = None if consumer is None else int(consumer["num_ack_pending"])
+    running = {
+        each: int(info["num_ack_pending"]) for each, info in consumers.items() if info is not None
+    }
     delivered = 0 if consumer is None else int(consumer["delivered"]["stream_seq"])
+    others = {
+        each: (counts.get(subjects.queue(shard, tenant, job, each), 0), running.get(each, 0))
+        for each in classes if invocation and each != priority_class
+    }  # fmt: skip
+    higher = classes[: classes.index(priority_class)] if priority_class in classes else ()
     return Queue(
         unfinished=sum(counts.values()),
         position=sources[0].get("seq", 0),
@@ -90,9 +105,13 @@ async def look(
         holds=holds,
         before=before,
         counted=counted,
-        consumer=consumer is not None,
-        running=running,
+        consumer=consumer is not None if invocation else all(consumers.values()),
+        running=sum(running.values()) if running else None,
         handed_out=bool(seq and seq <= delivered),
+        priority_class=priority_class if others else "",
+        of_others=sum(held for held, _ in others.values()),
+        running_of_others=sum(taken for _, taken in others.values()),
+        higher=sum(max(0, others[each][0] - others[each][1]) for each in higher if others),
     )
 
 

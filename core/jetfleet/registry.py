@@ -196,7 +196,7 @@ class Registry:
 
         Raises:
             ModelNotFound: its model version is not registered (or differs from what is).
-            Conflict: it has another priority class; what is queued under that would never run.
+            Conflict: it has other priority classes; what is queued under one would never run.
         """
         registered = self.model(self.tenant, spec.model.name, spec.model.version)
         if registered != spec.model:
@@ -215,11 +215,11 @@ class Registry:
             fields = _differences(present.spec, spec)
             if not fields:
                 return Change("unchanged", spec.name)
-            if "priority_class" in fields:
+            if present.spec.classes != spec.classes:
                 raise Conflict(
-                    f"inference job {spec.name!r} has priority_class "
-                    f"{present.spec.priority_class!r}, and keeps it: what is queued under it would "
-                    f"never run; create another job with {spec.priority_class!r} instead"
+                    f"inference job {spec.name!r} has the priority classes "
+                    f"{', '.join(present.spec.classes)}, and keeps them: what is queued under one "
+                    f"would never run; create another job with {', '.join(spec.classes)} instead"
                 )
             updated = JobUpdated(
                 **self.stamp(self.tenant), data=JobUpdated.Data(job=spec, changed=fields)

@@ -181,7 +181,25 @@ class JobSettings(Frozen):
         10.0, ge=1, le=3600, description="silence that means a worker is lost"
     )
     priority_class: Name = Field(
-        subjects.DEFAULT_CLASS, description="never changes; for another one create another job"
+        subjects.DEFAULT_CLASS, description="of an invocation that names none"
+    )
+    priority_classes: tuple[Name, ...] = Field(
+        (),
+        max_length=8,
+        description="what invocations may name, highest first; none: priority_class alone. The"
+        " classes never change; for others create another job",
+    )
+    priority_floor: float = Field(
+        0.1,
+        ge=0.001,
+        le=1,
+        description="a lower class that waits gets so many starts for each of the next higher",
+    )
+    weight: float = Field(
+        1.0,
+        ge=0.001,
+        le=1000,
+        description="its part of a worker's seconds where jobs contend (`jetfleet agent --slots`)",
     )
     balancing: bool = Field(
         True, description="slower workers leave what they can to faster ones, see docs/policies.md"
@@ -210,6 +228,23 @@ class JobSettings(Frozen):
             name = "scaling.replicas" if wanted is None else "desired_replicas"
             raise ValueError(f"{name} {self.replicas} is outside min_replicas..max_replicas")
         return self
+
+    @model_validator(mode="after")
+    def _class_among_classes(self) -> JobSettings:
+        several = self.priority_classes
+        if len(set(several)) < len(several):
+            raise ValueError("priority_classes has a class twice")
+        if several and self.priority_class not in several:
+            raise ValueError(
+                f"priority_class {self.priority_class!r}, of invocations that name none, is not"
+                f" among priority_classes: {', '.join(several)}"
+            )
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that its invocations may have, highest first."""
+        return self.priority_classes or (self.priority_class,)
 
     @property
     def replicas(self) -> int:

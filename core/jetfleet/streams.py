@@ -159,14 +159,21 @@ def all_streams(shards: int, replicas: int = 1) -> list[Config]:
     ]
 
 
-def job_consumer(tenant: str, job: str, settings: JobSettings, shard: int) -> Config:
+def job_consumers(tenant: str, job: str, settings: JobSettings, shard: int) -> list[Config]:
+    """The consumers of a job, one for each of its classes."""
+    return [job_consumer(tenant, job, settings, shard, cls) for cls in settings.classes]
+
+
+def job_consumer(tenant: str, job: str, settings: JobSettings, shard: int, cls: str = "") -> Config:
     """The durable pull consumer of a job and class, shared by all of its replicas.
+
+    ``cls``: that of invocations which name none, unless given.
 
     State in memory: 10k jobs deliver 10k/s so, 2k/s with state on disk (DESIGN section 10). After
     a broker restart the conductor makes it again. Deliveries are unlimited here: agents count
     attempts and publish the outcome, so that nothing is ever dropped in silence.
     """
-    cls = settings.priority_class
+    cls = cls or settings.priority_class
     return {
         "durable_name": subjects.job_consumer(tenant, job, cls),
         "name": subjects.job_consumer(tenant, job, cls),

@@ -58,6 +58,11 @@ class Request:
     ttl_s: float | None = None
     idempotency_key: str | None = None
     trace: str | None = None
+    priority: str | None = None
+
+    def class_of(self, spec: JobSpec) -> str:
+        """Its priority class: the one asked for, else that of the job."""
+        return spec.priority_class if self.priority is None else self.priority
 
 
 @dataclass(slots=True)
@@ -123,7 +128,7 @@ class Submitter:
         waiter = self.outcomes.expect(new_id(), request.job)
         body = await self._encode(request, job, waiter.invocation)
         shard = subjects.shard_of(request.job, self.settings.shards)
-        subject = subjects.queued(shard, job.tenant, request.job, job.spec.priority_class)
+        subject = subjects.queued(shard, job.tenant, request.job, request.class_of(job.spec))
         return waiter, subject, body
 
     async def _store(self, request: Request, job: JobState) -> tuple[Waiter, Stored]:
@@ -189,7 +194,7 @@ class Submitter:
             "stream": request.stream,
             "timeout_s": spec.timeout_s if request.timeout_s is None else request.timeout_s,
             "expires_at": now + timedelta(seconds=ttl),
-            "priority_class": spec.priority_class,
+            "priority_class": request.class_of(spec),
         }
         if request.idempotency_key is not None:
             data["idempotency_key"] = request.idempotency_key
@@ -292,6 +297,12 @@ def _check(request: Request, job: JobState) -> None:
                 f"{name} must be above 0 and at most {limit:g} (the job's limit), got {value:g}",
                 field=name,
             )
+    if request.priority is not None and request.priority not in spec.classes:
+        raise InvalidRequest(
+            f"inference job {spec.name!r} has no priority class {request.priority!r}, only "
+            + ", ".join(spec.classes),
+            field="priority",
+        )
     trace = request.trace
     if trace is not None and not (isinstance(trace, str) and TRACEPARENT.fullmatch(trace)):
         raise InvalidRequest("trace is not a W3C traceparent", field="traceparent")

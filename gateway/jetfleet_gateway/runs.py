@@ -49,6 +49,9 @@ class RunRequest(BaseModel):
     ttl_s: float | None = Field(
         None, gt=0, le=86_400, description="longest wait for a start, seconds; at most the job's"
     )
+    priority: str | None = Field(
+        None, description="one of the job's priority_classes; left out: its priority_class"
+    )
     stream: bool = Field(False, description="output is wanted as it comes")
     wait_s: float | None = Field(
         None,
@@ -94,11 +97,14 @@ class Call:
             ttl_s=body.ttl_s,
             idempotency_key=self.key,
             trace=self.trace,
+            priority=body.priority,
         )
 
     async def run(self, client: Client, job: str) -> OutcomeEvent:
         body = self.body
-        request = Request(job, body.input, False, body.timeout_s, body.ttl_s, None, self.trace)
+        request = Request(
+            job, body.input, False, body.timeout_s, body.ttl_s, None, self.trace, body.priority
+        )
         return await client.run_to_outcome(request, _wait_s(body, client, job))
 
 

@@ -10,7 +10,7 @@ from jetfleet.catalog import JobKey, RegistryState
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.fleet import FleetState
 from jetfleet.specs import JobSpec
-from jetfleet.streams import FLEET, job_consumer, worker_consumer
+from jetfleet.streams import FLEET, job_consumers, worker_consumer
 
 
 @dataclass(slots=True, eq=False)
@@ -34,8 +34,8 @@ class Consumers:
             if self._made_for.get(key) is not state.spec:
                 tenant, job = key
                 shard = subjects.shard_of(job, self.shards)
-                config = job_consumer(tenant, job, state.spec, shard)
-                await self._ensure(subjects.queue_stream(shard), config)
+                for config in job_consumers(tenant, job, state.spec, shard):
+                    await self._ensure(subjects.queue_stream(shard), config)
                 self._made_for[key] = state.spec
         for worker in fleet.workers.values():
             known = self._made_for.get(worker.name) == worker.joined_seq

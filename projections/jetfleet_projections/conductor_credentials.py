@@ -72,7 +72,7 @@ class CredentialDesk:
             shard=subjects.shard_of(job, self.shards),
             tenant=tenant,
             job=job,
-            classes=sorted({replica.spec.priority_class for replica in mine}),
+            classes=sorted({cls for replica in mine for cls in replica.spec.classes}),
         )
         token = access.user_token(
             permissions,

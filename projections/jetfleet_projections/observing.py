@@ -188,16 +188,20 @@ class Watcher:
 async def consumers(
     connection: Connection, shards: int, jobs: Iterable[JobState]
 ) -> AsyncIterator[tuple[JobState, Mapping[str, Any]]]:
-    """What the broker says of the consumers of jobs; none of one that is being made anew."""
+    """What the broker says of the consumers of jobs, those of all classes of one taken together;
+    none of a job of which one is being made anew."""
 
     async def ask(job: JobState) -> Mapping[str, Any] | None:
         name = job.spec.name
         stream = subjects.queue_stream(subjects.shard_of(name, shards))
-        consumer = subjects.job_consumer(job.tenant, name, job.spec.priority_class)
-        try:
-            return await connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
-        except ApiError:
-            return None
+        found = []
+        for each in job.spec.classes:
+            consumer = subjects.job_consumer(job.tenant, name, each)
+            try:
+                found.append(await connection.api(f"CONSUMER.INFO.{stream}.{consumer}"))
+            except ApiError:
+                return None
+        return found[0] if len(found) == 1 else together(found)
 
     left = list(jobs)
     for start in range(0, len(left), AT_ONCE):
@@ -205,6 +209,16 @@ async def consumers(
         for job, info in zip(part, await asyncio.gather(*map(ask, part)), strict=True):
             if info is not None:
                 yield job, info
+
+
+def together(classes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the consumers of a job's classes say, summed."""
+    infos = list(classes)
+    return {
+        "num_pending": sum(int(each["num_pending"]) for each in infos),
+        "num_ack_pending": sum(int(each["num_ack_pending"]) for each in infos),
+        "delivered": {"consumer_seq": sum(int(i["delivered"]["consumer_seq"]) for i in infos)},
+    }
 
 
 def observation(

@@ -204,8 +204,9 @@ class Reaper:
                 f"CONSUMER.INFO.{subjects.queue_stream(item.shard)}.{name}"
             )
         except ApiError as error:
-            if error.status == NOT_FOUND:
-                return False  # being made anew after a restart; look again
+            if error.status == NOT_FOUND:  # being made anew after a restart, unless it never was
+                job = self.registry().jobs.get(item.key)
+                return job is None or item.priority_class not in job.spec.classes
             raise
         return bool(item.seq > info["delivered"]["stream_seq"])
 

@@ -211,12 +211,16 @@ async def test_an_event_that_cannot_be_believed_is_counted_and_never_obeyed(two,
     assert (await one.apply_job(job(queue_cap=3))).kind == "updated"  # and it blocks nobody
 
 
-async def test_the_priority_class_of_a_job_never_changes(two):
+async def test_the_priority_classes_of_a_job_never_change(two):
     one, _ = two
     await one.register_model(model())
     await one.apply_job(job())
-    with pytest.raises(Conflict, match="create another job with 'urgent'"):
+    with pytest.raises(Conflict, match="create another job with urgent"):
         await one.apply_job(job(priority_class="urgent", queue_cap=3))
+    with pytest.raises(Conflict, match="keeps them"):
+        await one.apply_job(job(priority_classes=("high", "normal")))
+    assert (await one.apply_job(job(priority_classes=("normal",)))).kind == "updated"
+    assert (await one.apply_job(job())).kind == "updated"
     assert one.registry.job("default", "echo").spec == job()
     await one.delete_job("echo")
     assert (await one.apply_job(job(priority_class="urgent"))).kind == "created"

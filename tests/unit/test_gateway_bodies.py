@@ -151,6 +151,8 @@ async def test_a_client_that_goes_away_in_mid_body_ends_the_reading() -> None:
         (b'{"input": 1, "stream": "yes"}', "stream"),
         (b'{"input": 1, "timeout_s": 21}', "timeout_s"),
         (b'{"input": 1, "ttl_s": 61}', "ttl_s"),
+        (b'{"input": 1, "priority": "high"}', "priority"),
+        (b'{"input": 1, "priority": 1}', "priority"),
         (b"[1]", "body"),
     ],
 )

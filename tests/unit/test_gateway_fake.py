@@ -190,10 +190,12 @@ class FakeClient:
     async def submit(
         self, job: str, input: Any, *, stream: bool = False, timeout_s: float | None = None,
         ttl_s: float | None = None, idempotency_key: str | None = None, trace: str | None = None,
+        priority: str | None = None,
     ) -> Handle:  # fmt: skip
         self._refuse()
         state = await self.registry.find_job(job)
-        _check(Request(job, input, stream, timeout_s, ttl_s, idempotency_key, trace), state)
+        request = Request(job, input, stream, timeout_s, ttl_s, idempotency_key, trace, priority)
+        _check(request, state)
         if idempotency_key in self._keys:
             return Handle(self, self._keys[idempotency_key].waiter, True)  # type: ignore[arg-type]  # a twin
         envelope = STAMP("default", trace=trace)
@@ -201,7 +203,7 @@ class FakeClient:
             invocation=new_id(), job=job, input=input, origin=self.origin, stream=stream,
             timeout_s=timeout_s or state.spec.timeout_s,
             expires_at=envelope["time"] + timedelta(seconds=ttl_s or state.spec.queue_ttl_s),
-            idempotency_key=idempotency_key,
+            idempotency_key=idempotency_key, priority_class=request.class_of(state.spec),
         )  # fmt: skip
         queued = InvocationQueued(**envelope, data=data)
         waiter = Waiter(data.invocation, "default", job, len(self.works) + 1)
@@ -219,7 +221,7 @@ class FakeClient:
     async def run_to_outcome(self, request: Request, wait_s: float | None = None) -> Any:
         handle = await self.submit(
             request.job, request.input, timeout_s=request.timeout_s, ttl_s=request.ttl_s,
-            trace=request.trace,
+            trace=request.trace, priority=request.priority,
         )  # fmt: skip
         return await handle.outcome(wait_s)
 

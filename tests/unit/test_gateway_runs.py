@@ -68,6 +68,18 @@ async def test_limits_and_streaming_are_handed_on() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_call_has_the_class_that_it_asks_for() -> None:
+    several = JOB.model_copy(update={"priority_classes": ("high", "normal")})
+    client = await with_job(FakeClient(worker=None), several)
+    async with gateway(client) as http:
+        for body in ({"input": 1}, {"input": 1, "priority": "high"}):
+            assert (await http.post(RUN, json=body)).status_code == 202
+        await http.post(SYNC, json={"input": 1, "priority": "high", "wait_s": 0})
+    classes = [work.queued.data.priority_class for work in client.works.values()]
+    assert classes == ["normal", "high", "high"]
+
+
+@pytest.mark.anyio
 async def test_the_trace_of_the_request_is_carried_into_the_event_and_returned() -> None:
     client = await with_job(FakeClient())
     async with gateway(client) as http:

@@ -50,6 +50,8 @@ def test_names_that_could_not_stand_in_a_subject_are_refused(bad):
     with pytest.raises(ValidationError):
         job(priority_class=bad)
     with pytest.raises(ValidationError):
+        job(priority_classes=("normal", bad))
+    with pytest.raises(ValidationError):
         job(workers=(bad,))
 
 
@@ -73,6 +75,9 @@ def test_versions_that_could_not_be_written_are_refused(bad):
         ({"queue_ttl_s": 86_401}, "less than or equal to 86400"),
         ({"concurrency": 0}, "greater than or equal to 1"),
         ({"retry_limit": -1}, "greater than or equal to 0"),
+        ({"priority_classes": ("normal", "normal")}, "has a class twice"),
+        ({"priority_classes": ("high", "low")}, "'normal', of invocations that name none, is not"),
+        ({"priority_floor": 0}, "greater than or equal to 0.001"),
         ({"ack_wait_s": 0.5}, "greater than or equal to 1"),
         ({"queue_cap": 0}, "greater than or equal to 1"),
         ({"replica": 1}, "Extra inputs are not permitted"),
@@ -136,3 +141,10 @@ def test_usual_names_of_images_are_taken(image):
 def test_what_names_no_image_is_refused(image):
     with pytest.raises(ValidationError, match="image"):
         ModelSpec(name="m", runtime="docker", image=image, contract="cog")
+
+
+def test_a_job_that_declares_no_classes_has_the_one_of_before():
+    assert job().classes == ("normal",)
+    assert job(priority_class="urgent").classes == ("urgent",)
+    several = job(priority_classes=["high", "normal", "low"])
+    assert (several.classes, several.priority_class) == (("high", "normal", "low"), "normal")

@@ -113,6 +113,20 @@ def test_a_jobs_consumer_is_written_out():
     }
 
 
+def test_a_job_has_a_consumer_for_each_of_its_classes_and_no_two_share_a_message():
+    spec = job("echo", priority_classes=("high", "normal", "low"))
+    found = streams.job_consumers("acme", "echo", spec, 2)
+    assert [each["name"] for each in found] == [
+        "acme__echo__high", "acme__echo__normal", "acme__echo__low",
+    ]  # fmt: skip
+    assert [each["filter_subject"] for each in found] == [
+        "jf.q.2.acme.echo.high", "jf.q.2.acme.echo.normal", "jf.q.2.acme.echo.low",
+    ]  # fmt: skip
+    assert streams.job_consumers("acme", "echo", job("echo"), 2) == [
+        streams.job_consumer("acme", "echo", job("echo"), 2)
+    ]
+
+
 def test_a_workers_consumer_is_written_out():
     assert streams.worker_consumer("w1", 17) == {
         "durable_name": "W_w1",

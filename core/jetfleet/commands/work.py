@@ -45,6 +45,7 @@ async def run(  # noqa: PLR0917 - options; typer passes them by name
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key gives the same invocation.")
     ] = None,
+    priority: Annotated[str | None, typer.Option(help="One of the job's priority classes.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for the outcome, or print the id.")
     ] = True,
@@ -59,6 +60,7 @@ async def run(  # noqa: PLR0917 - options; typer passes them by name
             timeout_s=timeout_s,
             ttl_s=ttl,
             idempotency_key=idempotency_key,
+            priority=priority,
         )
         if not wait:
             _accepted(state, handle)

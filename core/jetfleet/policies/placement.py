@@ -231,7 +231,9 @@ def serves(running: JobSpec, wanted: JobSpec) -> bool:
         running.concurrency == wanted.concurrency
         and running.ack_wait_s == wanted.ack_wait_s
         and running.retry_limit == wanted.retry_limit
-        and running.priority_class == wanted.priority_class
+        and running.classes == wanted.classes
+        and running.priority_floor == wanted.priority_floor
+        and running.weight == wanted.weight
         and running.model == wanted.model
     )
 
