@@ -213,10 +213,14 @@ def assigned(
     seconds: float = 0,
     gpus: tuple[str, ...] = (),
     replaces: str = "",
+    *,
+    trial: bool = False,
+    registry_seq: int = 0,
 ) -> Event:
+    why = WHY.model_copy(update={"observed_registry_seq": registry_seq})
     data = {
-        **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": WHY,
-        "replaces": replaces,
+        **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": why,
+        "replaces": replaces, "trial": trial,
     }  # fmt: skip
     return ReplicaAssigned(**envelope(seconds), data=data)
 
@@ -373,7 +377,7 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
         if isinstance(decision, Assign):
             event = assigned(
                 f"r{next(_IDS)}", decision.worker, decision.spec, seconds, decision.gpus,
-                decision.replaces,
+                decision.replaces, trial=decision.trial, registry_seq=seen.registry.seq,
             )  # fmt: skip
         else:
             gone = decision.replica
@@ -383,9 +387,9 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
 
 
 def in_words(decisions: Iterable[Decision]) -> list[str]:
-    """Decisions as a person would say them: ``echo on w1``, ``release r1``."""
+    """Decisions as a person would say them: ``echo on w1``, ``try echo on w1``, ``release r1``."""
     return [
-        f"{decision.spec.name} on {decision.worker}"
+        f"{'try ' if decision.trial else ''}{decision.spec.name} on {decision.worker}"
         if isinstance(decision, Assign)
         else f"release {decision.replica.id}"
         for decision in decisions

@@ -22,6 +22,7 @@ from jetfleet.events import (
     JobDisabled,
     JobEnabled,
     JobScaled,
+    JobTried,
     JobUpdated,
     ModelRegistered,
     ReplicaAssigned,
@@ -126,9 +127,8 @@ def _fleet_subject(event: AnyEvent) -> str:
     verb = event.type.rpartition(".")[2]
     if isinstance(event, ReplicaAssigned | ReplicaReleased):
         return subjects.control(event.tenant, event.data.job, verb, event.data.worker)
-    if isinstance(event, JobScaled | JobBalanced):
-        of_job = subjects.scaled if isinstance(event, JobScaled) else subjects.balanced
-        return of_job(event.tenant, event.data.job)
+    if isinstance(event, JobScaled | JobBalanced | JobTried):
+        return _OF_JOB[type(event)](event.tenant, event.data.job)
     if isinstance(event, WorkerAdmitted):
         return subjects.admitted(event.data.worker)
     if isinstance(event, WorkerTokenRevoked):
@@ -138,6 +138,11 @@ def _fleet_subject(event: AnyEvent) -> str:
     return "in another stream"
 
 
+_OF_JOB: Mapping[type, Callable[[str, str], str]] = {
+    JobScaled: subjects.scaled,
+    JobBalanced: subjects.balanced,
+    JobTried: subjects.tried,
+}
 _EXPECTED: Mapping[str, Callable[[AnyEvent], str]] = {
     REGISTRY: _registry_subject,
     FLEET: _fleet_subject,

@@ -16,9 +16,12 @@ from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
+from jetfleet.policies.placement_filters import UNTRUSTED
+from jetfleet.policies.trials import gate
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.specs import JobSpec
 from jetfleet.story import Story
+from jetfleet.trials import failed_words, untrusted_words
 
 if TYPE_CHECKING:
     from jetfleet.telemetry import Heard
@@ -36,6 +39,8 @@ CODES: Mapping[str, str] = {
     "no_worker": "no worker was at work",
     "workers_away": "the workers that the job is assigned to were not at work",
     "no_fit": "no worker could take it",
+    "trial_failed": "its model had failed its trial",
+    "no_trusted_worker": "no trusted worker was at work to try its model",
     "backing_off": "the model had failed, and its workers paused",
     "no_replicas_wanted": "the job wanted no replicas",
     "waking": "the job was at zero, to be scaled up",
@@ -242,8 +247,9 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     if not placement_asked.wanted(observation, job):
         return _none_wanted(story, job, seen, since)
     against = placement_asked.objections(observation, job, seen.now)
-    if not all(against.values()):
-        return _undecided(story, job, seen)
+    closed = _closed(story, job, against)
+    if closed is not None or not all(against.values()):
+        return closed or _undecided(story, job, seen)
     spec = job.spec
     if spec.assignment == "manual" and not against.keys() & set(spec.workers):
         away = [f"{name} ({whereabouts(story, seen.now, name)})" for name in spec.workers]
@@ -256,6 +262,16 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     if pausing:
         return _backing_off(story, job, pausing, against)
     return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one(against))
+
+
+def _closed(story: Story, job: JobState, against: Mapping[str, str]) -> Cause | None:
+    """That its model's trial failed, or nobody is there to try it; None: no trial is in the way."""
+    trial, model = gate(story.fleet, job), job.spec.model.ref
+    if trial is not None and trial.status == "failed":
+        return Cause("trial_failed", failed_words(model, trial.worker, trial.reason))
+    if trial is None or not against or any(each != UNTRUSTED for each in against.values()):
+        return None
+    return Cause("no_trusted_worker", untrusted_words(model), details=_one_by_one(against))
 
 
 def _none_wanted(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:

@@ -112,7 +112,7 @@ async def read_call(request: Request) -> Call:
 
 _SUBMIT_ERRORS = (
     errors.InvalidRequest, errors.BeyondLimits, refusals.NotJson, errors.JobNotFound,
-    errors.JobDisabled, errors.PayloadTooLarge, refusals.UnsupportedMedia,
+    errors.JobDisabled, errors.TrialFailed, errors.PayloadTooLarge, refusals.UnsupportedMedia,
     errors.IdempotencyMismatch, errors.QueueFull, errors.BrokerUnavailable, errors.LogFull,
 )  # fmt: skip
 _SYNC_ERRORS = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jetfleet import verdicts
 from jetfleet.commands.common import State, command, connected
 from jetfleet.commands.output import note
 from jetfleet.errors import JobNotFound, ModelNotFound
@@ -144,11 +145,17 @@ async def job_show(state: State, job: Job) -> None:
         found = client.registry.job(client.settings.tenant, job)
         if found is None:
             raise JobNotFound(f"there is no job {job!r}; `jetfleet job list` shows them")
+        ended = await verdicts.ask(client.connection, found)
+        tried = {"trial_state": "unverified"}
+        if ended is not None:
+            said = ended.data
+            tried = {"trial_state": said.status, "trial_reason": said.reason, "serves": said.keeps}
         state.output.document(
             {
                 **found.spec.model_dump(mode="json", exclude_none=True),
                 "enabled": found.enabled,
                 "created_at": found.created_at,
+                **{name: value for name, value in tried.items() if value},
             }
         )
 

@@ -25,6 +25,7 @@ from jetfleet.events.fleet import (
     JobBalanced,
     JobLoad,
     JobScaled,
+    JobTried,
     PullLevel,
     ReplicaAssigned,
     ReplicaChange,
@@ -33,6 +34,7 @@ from jetfleet.events.fleet import (
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    ReplicaTried,
     Why,
     WorkerAdmitted,
     WorkerDraining,
@@ -68,7 +70,7 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced
+ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced | JobTried
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -78,6 +80,7 @@ FleetEvent = (
     | ReplicaPreparing
     | ReplicaReady
     | ReplicaFailed
+    | ReplicaTried
     | ReplicaStopped
     | AdmissionEvent
     | ControlEvent
@@ -181,6 +184,7 @@ __all__ = [
     "JobEnabled",
     "JobLoad",
     "JobScaled",
+    "JobTried",
     "JobUpdated",
     "ModelRegistered",
     "Outcome",
@@ -194,6 +198,7 @@ __all__ = [
     "ReplicaReady",
     "ReplicaReleased",
     "ReplicaStopped",
+    "ReplicaTried",
     "Why",
     "WorkerAdmitted",
     "WorkerDraining",

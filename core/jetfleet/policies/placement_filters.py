@@ -11,10 +11,16 @@ from jetfleet.policies.placement_rooms import Room
 from jetfleet.specs import JobSpec, Resources
 
 LONGEST_BACKOFF_S = 60.0
+UNTRUSTED = "not trusted, and the model's example input is to be tried on a trusted worker first"
 
 
-def unsuitable(spec: JobSpec, worker: WorkerState) -> str:
-    """What a worker is that the job does not take, however much room it has."""
+def unsuitable(spec: JobSpec, worker: WorkerState, *, trial: bool = False) -> str:
+    """What a worker is that the job does not take, however much room it has.
+
+    ``trial``: its model is to run its example input there first.
+    """
+    if trial and not worker.trusted:
+        return UNTRUSTED
     if spec.assignment == "manual" and worker.name not in spec.workers:
         return "not among the workers this job is assigned to"
     wish = spec.placement

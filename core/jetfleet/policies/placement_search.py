@@ -17,7 +17,13 @@ from jetfleet.catalog import JobKey, JobState, RegistryState
 from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.images import Images
-from jetfleet.policies.placement_filters import back_off, no_room, place_of, too_close, unsuitable
+from jetfleet.policies.placement_filters import (
+    back_off,
+    no_room,
+    place_of,
+    too_close,
+    unsuitable,
+)
 from jetfleet.policies.placement_rooms import Room
 from jetfleet.policies.placement_scores import (
     WEIGHTS,
@@ -29,8 +35,10 @@ from jetfleet.policies.placement_scores import (
     standing,
     weigh,
 )
+from jetfleet.policies.trials import gate
 from jetfleet.specs import JobSpec, Resources
 from jetfleet.speeds import Sample, Speeds
+from jetfleet.trials import Trial
 
 DIGITS = 4  # of a published score
 SCORED, REJECTED = 16, 16  # so many candidates of each kind are published with a decision
@@ -58,6 +66,7 @@ class Assign:
     candidates: tuple[Candidate, ...]  # the best and some of those rejected, not all
     gpus: tuple[str, ...] = ()  # names of the GPUs that it runs on (``GpuSpec.id``)
     replaces: str = ""  # id of the replica that goes once this one serves
+    trial: bool = False  # it runs the model's example input before it serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,7 @@ class Search:
     liking: Liking
     failures: Mapping[str, tuple[datetime, ...]]
     known: set[str]  # workers that have a part of their score for themselves
+    trial: Trial | None = None  # its model has not passed: see ``trials.gate``
     taken: set[str] = field(default_factory=set)  # see ``place_of``
     passed: list[Candidate] = field(default_factory=list)
     has_room: bool = False  # somewhere, were it not for its other replicas and for failures
@@ -148,7 +158,9 @@ class Search:
             None if model.image is None else work.seen.images.on(model.image),
         )
         failures = work.failures.get((job.tenant, spec.name), {})
-        search = cls(work, job, liking, failures, {*liking.known(), *failures})
+        if (closed := gate(work.fleet, job)) is not None:
+            failures = closed.failures()
+        search = cls(work, job, liking, failures, {*liking.known(), *failures}, closed)
         for replica in current:
             search.occupy(work.rooms[replica.worker])
         return search
@@ -208,7 +220,16 @@ class Search:
             reason += f", {failed} failures"
         candidates = (*_scored(ranked), *self.passed)
         self.work.decisions.append(
-            Assign(self.job.tenant, spec, name, reason, candidates, gpus, replaces)
+            Assign(
+                self.job.tenant,
+                spec,
+                name,
+                reason,
+                candidates,
+                gpus,
+                replaces,
+                trial=self.trial is not None,
+            )
         )
         self.work.take(room, need, gpus)
         self.occupy(room)
@@ -242,8 +263,13 @@ class Search:
 
     def objection(self, room: Room) -> str:
         """What stands against one more replica there; empty: nothing."""
-        spec, worker = self.job.spec, room.worker
-        if objection := unsuitable(spec, worker) or no_room(spec.model.resources, room):
+        spec, worker, trial = self.job.spec, room.worker, self.trial
+        if trial is not None and trial.status == "failed":
+            return f"its example input failed on {trial.worker}"
+        closed = trial is not None
+        if objection := unsuitable(spec, worker, trial=closed) or no_room(
+            spec.model.resources, room
+        ):
             return objection
         self.has_room = True
         if self.taken and (objection := too_close(spec, worker, self.taken)):
