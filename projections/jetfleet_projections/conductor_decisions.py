@@ -48,7 +48,7 @@ def tried(registry: RegistryState, fleet: FleetState, stamp: Stamp) -> Iterator[
     """The trials that have ended and of which the log does not tell yet."""
     for ended in trials.conclusions(registry, fleet):
         (tenant, job, model), trial = ended.key, ended.trial
-        said = f"{trial.worker}, a trusted worker, says so of {trial.replica}"
+        said = f"{trial.worker}, a trusted worker, says so"
         why = Why(
             policy=trials.NAME,
             policy_version=trials.VERSION,

@@ -30,6 +30,7 @@ def test_every_shape_of_subject_is_made_in_one_place():
         "model_event", "job_event", "queued", "cancel", "started", "done", "queue", "output",
         "input_blob", "output_blob", "fleet", "control", "telemetry", "command", "ask_credentials",
         "ask_join", "admitted", "revoked", "log", "scaled", "balanced",
+        "tried",
     } == shapes  # fmt: skip
 
 
