@@ -65,7 +65,6 @@ async def ask(connection: Connection, job: JobState) -> JobTried | None:
         event = decode(reply.data)
     except InvalidEvent:
         return None
-    ours = isinstance(event, JobTried) and event.data.model == job.spec.model.ref
-    if not ours or event.data.registry_seq < job.created_seq:
-        return None
-    return event
+    if not isinstance(event, JobTried) or event.data.registry_seq < job.created_seq:
+        return None  # of a former job of its name
+    return event if event.data.model == job.spec.model.ref else None
