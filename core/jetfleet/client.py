@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from jetfleet import queries
+from jetfleet import queries, running
 from jetfleet.connection import Connection
 from jetfleet.errors import (
     BrokerUnavailable,
@@ -246,16 +246,16 @@ class Client:
         idempotency_key: str | None = None,
         trace: str | None = None,
     ) -> Any:
-        """Submit and return what the model returned; see ``submit`` and ``Handle.output``."""
-        handle = await self.submit(
-            job,
-            input,
-            timeout_s=timeout_s,
-            ttl_s=ttl_s,
-            idempotency_key=idempotency_key,
-            trace=trace,
-        )
-        return await handle.output(wait_s)
+        """Submit and return what the model returned; see ``submit`` and ``Handle.output``.
+
+        ``wait_s``: seconds from now.
+        """
+        request = Request(job, input, False, timeout_s, ttl_s, idempotency_key, trace)
+        return await self.output(await running.run(self.submitter, request, wait_s))
+
+    async def run_to_outcome(self, request: Request, wait_s: float | None = None) -> OutcomeEvent:
+        """Submit and wait for the outcome event, whatever it is; raises as ``run`` does else."""
+        return await running.run(self.submitter, request, wait_s)
 
     async def output(self, outcome: OutcomeEvent) -> Any:
         """The output of an outcome, read back whole when it is not inline.

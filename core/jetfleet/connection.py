@@ -27,14 +27,13 @@ from jetfleet import access
 from jetfleet.credentials import CredentialsFile, CredentialSource
 from jetfleet.errors import ApiError, BrokerUnavailable, NoResponders, WrongSequence
 from jetfleet.fastlane import FastNats
-from jetfleet.stores import Stored, Stores, api_error
+from jetfleet.stores import STORE_TIMEOUT_S, Stored, Stores, api_error, header_block
 
 logger = logging.getLogger("jetfleet.connection")
 
 RECONNECT_WAIT_S = 0.2  # before the second try; doubled for each next one, up to
 RECONNECT_MOST_S = 1.6
 PING_INTERVAL_S = 10  # a half-open connection is noticed after two unanswered pings
-STORE_TIMEOUT_S = 5.0
 NOT_FOUND = 404
 
 Callback = Callable[[Msg], Awaitable[None] | None]
@@ -249,15 +248,7 @@ class Connection:
             LogFull: the stream refuses because it, or its disk, is full.
             ApiError: refused for another reason.
         """
-        header = ""
-        if msg_id is not None:
-            header = f"Nats-Msg-Id: {msg_id}\r\n"
-        if trace is not None:
-            header += f"traceparent: {trace}\r\n"
-        if expect is not None:
-            header += f"Nats-Expected-Last-Subject-Sequence: {expect[0]}\r\n"
-            header += f"Nats-Expected-Last-Subject-Sequence-Subject: {expect[1]}\r\n"
-        block = f"NATS/1.0\r\n{header}\r\n".encode() if header else b""
+        block = header_block(msg_id, trace, expect)
         return await self.stores.store(subject, body, block, timeout_s, again=msg_id is not None)
 
     # -- asking

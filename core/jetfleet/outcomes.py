@@ -80,7 +80,7 @@ class Waiter:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[OutcomeEvent] = loop.create_future()
         self.futures.append(future)
-        timer = None if wait_s is None else loop.call_later(wait_s, self._give_up, future, wait_s)
+        timer = None if wait_s is None else loop.call_later(wait_s, self.give_up, future, wait_s)
         try:
             return await future
         finally:
@@ -88,7 +88,8 @@ class Waiter:
             if timer is not None:
                 timer.cancel()
 
-    def _give_up(self, future: asyncio.Future[OutcomeEvent], wait_s: float) -> None:
+    def give_up(self, future: asyncio.Future[OutcomeEvent], wait_s: float) -> None:
+        """End one wait with OutcomePending."""
         if not future.done():
             future.set_exception(
                 OutcomePending(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from jetfleet.errors import ApiError, BrokerUnavailable, JetfleetError, LogFull, WrongSequence
 from jetfleet.fastlane import FastNats
 
+STORE_TIMEOUT_S = 5.0
 RESEND_WAIT_S = 0.05  # after a restart, until JetStream is up; or until a full buffer is sent
 SWEEP_S = 0.25
 # Error codes of the JetStream API (nats-server, errors.json).
@@ -35,11 +36,21 @@ class Stored:
     duplicate: bool = False
 
 
+class Answer(Protocol):
+    """Who hears what became of a publish; a future is one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, stored: Stored, /) -> None: ...
+
+    def set_exception(self, error: JetfleetError, /) -> None: ...
+
+
 @dataclass(slots=True)
 class _Pending:
     """A stored publish that has no answer yet."""
 
-    future: asyncio.Future[Stored]
+    answer: Answer
     subject: str
     body: bytes
     header: bytes
@@ -47,8 +58,8 @@ class _Pending:
     repeatable: bool
 
     def fail(self, error: JetfleetError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,20 +83,41 @@ class Stores:
         self, subject: str, body: bytes, header: bytes, timeout_s: float | None, *, again: bool
     ) -> Stored:
         """See ``Connection.store``; ``again``: it may be sent again."""
+        future: asyncio.Future[Stored] = self._loop.create_future()
+        number = self.begin(subject, body, header, timeout_s, future, again=again)
+        try:
+            return await future
+        finally:
+            self.end(number)
+
+    def begin(
+        self,
+        subject: str,
+        body: bytes,
+        header: bytes,
+        timeout_s: float | None,
+        answer: Answer,
+        *,
+        again: bool,
+    ) -> int:
+        """Send it; ``answer`` hears what becomes of it, until ``end`` of this number."""
         if self.closed:
             raise BrokerUnavailable(f"cannot publish to {subject}: the connection is closed")
         self._counter = number = self._counter + 1
-        future: asyncio.Future[Stored] = self._loop.create_future()
         deadline = float("inf") if timeout_s is None else self._loop.time() + timeout_s
-        entry = _Pending(future, subject, body, header, deadline, again)
-        self._pending[number] = entry
+        self._pending[number] = entry = _Pending(answer, subject, body, header, deadline, again)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         try:
             self._send(number, entry)
-            return await future
-        finally:
-            del self._pending[number]
+        except BaseException:
+            self.end(number)
+            raise
+        return number
+
+    def end(self, number: int) -> None:
+        """Nobody waits for it any more."""
+        del self._pending[number]
 
     def _send(self, number: int, entry: _Pending) -> None:
         try:
@@ -102,7 +134,7 @@ class Stores:
         """The broker's answer to one of them."""
         number = int(message.subject[len(self.prefix) :])
         entry = self._pending.get(number)
-        if entry is None or entry.future.done():
+        if entry is None or entry.answer.done():
             return
         if not message.data:  # 503: JetStream is not (yet) there
             if entry.repeatable:
@@ -114,7 +146,7 @@ class Stores:
         if "error" in answer:
             entry.fail(api_error(answer["error"]))
         else:
-            entry.future.set_result(
+            entry.answer.set_result(
                 Stored(answer["stream"], answer["seq"], answer.get("duplicate", False))
             )
 
@@ -126,7 +158,7 @@ class Stores:
     def send_again(self) -> None:
         """After a reconnect: what was under way may be lost."""
         for number, entry in list(self._pending.items()):
-            if entry.repeatable and not entry.future.done():
+            if entry.repeatable and not entry.answer.done():
                 self._send(number, entry)
 
     def _sweep(self) -> None:
@@ -149,6 +181,21 @@ class Stores:
             self._sweeper.cancel()
         for entry in self._pending.values():
             entry.fail(BrokerUnavailable("the connection was closed before the broker answered"))
+
+
+def header_block(
+    msg_id: str | None, trace: str | None = None, expect: tuple[int, str] | None = None
+) -> bytes:
+    """The headers of a stored publish, as they go over the wire; see ``Connection.store``."""
+    header = ""
+    if msg_id is not None:
+        header = f"Nats-Msg-Id: {msg_id}\r\n"
+    if trace is not None:
+        header += f"traceparent: {trace}\r\n"
+    if expect is not None:
+        header += f"Nats-Expected-Last-Subject-Sequence: {expect[0]}\r\n"
+        header += f"Nats-Expected-Last-Subject-Sequence-Subject: {expect[1]}\r\n"
+    return f"NATS/1.0\r\n{header}\r\n".encode() if header else b""
 
 
 def api_error(error: Mapping[str, Any]) -> JetfleetError:

@@ -97,16 +97,7 @@ class Submitter:
 
     async def submit(self, request: Request) -> tuple[Waiter, bool]:
         """The waiter of the accepted invocation, and whether an earlier submit had made it."""
-        tenant = self.settings.tenant
-        if not isinstance(request.job, str):
-            raise InvalidRequest(f"a job is named by text, not by {request.job!r}", field="job")
-        state = self.registry.job(tenant, request.job)
-        if not self.connection.connected:
-            raise BrokerUnavailable
-        job = state or await self.registry.find_job(request.job)
-        _check(request, job)
-        await self.verdicts.check(job)
-        gauge = await self._take_place(job)
+        job, gauge = await self.admit(request)
         try:
             waiter, stored = await self._store(request, job)
         finally:
@@ -120,25 +111,36 @@ class Submitter:
         gauge.recent.append(stored.seq)
         return waiter, False
 
-    async def _store(self, request: Request, job: JobState) -> tuple[Waiter, Stored]:
-        """Append the queued event."""
+    async def admit(self, request: Request) -> tuple[JobState, Gauge]:
+        """The job, which takes it; its gauge counts one more that is on its way into the log."""
+        tenant = self.settings.tenant
+        if not isinstance(request.job, str):
+            raise InvalidRequest(f"a job is named by text, not by {request.job!r}", field="job")
+        state = self.registry.job(tenant, request.job)
+        if not self.connection.connected:
+            raise BrokerUnavailable
+        job = state or await self.registry.find_job(request.job)
+        _check(request, job)
+        await self.verdicts.check(job)
+        return job, await self._take_place(job)
+
+    async def prepare(self, request: Request, job: JobState) -> tuple[Waiter, str, bytes]:
+        """The waiter of a new invocation, and the subject and body of its queued event."""
         waiter = self.outcomes.expect(new_id(), request.job)
         body = await self._encode(request, job, waiter.invocation)
+        shard = subjects.shard_of(request.job, self.settings.shards)
+        subject = subjects.queued(shard, job.tenant, request.job, job.spec.priority_class)
+        return waiter, subject, body
+
+    async def _store(self, request: Request, job: JobState) -> tuple[Waiter, Stored]:
+        """Append the queued event."""
+        waiter, subject, body = await self.prepare(request, job)
         if request.stream:
             await waiter.listen(self.connection)
         key = request.idempotency_key
+        msg_id = _key_id(job.tenant, request.job, key) if key else waiter.invocation
         try:
-            stored = await self.connection.store(
-                subjects.queued(
-                    subjects.shard_of(request.job, self.settings.shards),
-                    job.tenant,
-                    request.job,
-                    job.spec.priority_class,
-                ),
-                body,
-                msg_id=_key_id(job.tenant, request.job, key) if key else waiter.invocation,
-                trace=request.trace,
-            )
+            stored = await self.connection.store(subject, body, msg_id=msg_id, trace=request.trace)
         except BaseException:
             await waiter.stop()
             raise

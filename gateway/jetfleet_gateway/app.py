@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jetfleet import errors
 from jetfleet.client import Client
@@ -46,6 +47,11 @@ class Gateway(FastAPI):
     """FastAPI with the document of ``openapi.document``, and the door to the broker."""
 
     door: Door
+    front: ASGIApp  # the guard and the measured path, before everything of FastAPI's
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await self.front(scope, receive, send)
 
     @cached_property
     def _document(self) -> dict[str, Any]:
@@ -110,8 +116,7 @@ def create_app(
     app.door = door
     for kind, handler in problems.HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Direct, routes=runs.routes())
-    app.add_middleware(Guard, hosts=hosts)  # the last one added is the first one asked
+    app.front = Guard(Direct(super(Gateway, app).__call__, runs.routes()), hosts)
     # Routes are taken over as they are: include_router would match each request twice.
     ours = (runs.router, jobs.router, models.router, invocations.router, workers.router, health)
     app.router.routes[:0] = [route for router in ours for route in router.routes]

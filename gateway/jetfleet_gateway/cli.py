@@ -17,6 +17,7 @@ from jetfleet.commands.common import State, command
 from jetfleet.errors import StartupError
 from jetfleet.settings import Settings
 from jetfleet_gateway.app import create_app
+from jetfleet_gateway.one_write import OneWriteProtocol
 
 GRACE_S = 8  # less than `jetfleet up` gives before it kills
 BACKLOG = 2048
@@ -101,7 +102,7 @@ def serve(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="on",
         access_log=False,

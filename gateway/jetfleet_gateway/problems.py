@@ -201,6 +201,11 @@ def problem_response(error: JetfleetError, scope: Mapping[str, Any]) -> Response
     return Response(body, problem.status, headers, MEDIA_TYPE)
 
 
+def unexpected(error: Exception, scope: Mapping[str, Any]) -> Response:
+    """The answer to a request that met a defect of ours."""
+    return problem_response(refusals.InternalError(f"{type(error).__name__}: {error}"), scope)
+
+
 # -- handlers, as the application installs them ----------------------------------------------------
 
 
@@ -233,8 +238,7 @@ async def on_disconnect(_request: Request, _error: Exception) -> Response:
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """A defect of ours: users get the trace, operators the traceback (uvicorn logs it)."""
-    internal = refusals.InternalError(f"{type(error).__name__}: {error}")
-    return problem_response(internal, request.scope)
+    return unexpected(error, request.scope)
 
 
 HANDLERS: Mapping[type[Exception], Any] = {

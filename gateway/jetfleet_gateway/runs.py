@@ -16,13 +16,14 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jetfleet import errors
 from jetfleet.client import Client, Gap, Handle, outcome_error
 from jetfleet.errors import InvocationNotFound, JobNotFound, ModelNotFound, OutcomePending
 from jetfleet.events import InvocationCompleted, OutcomeEvent
+from jetfleet.submit import Request
 from jetfleet.views import InvocationView
 from jetfleet_gateway import openapi, refusals, sse
 from jetfleet_gateway.bodies import ENVELOPE_BYTES, read_model
@@ -64,10 +65,10 @@ class RunRequest(BaseModel):
 class RawRoute(APIRoute):
     """A documented route without FastAPI's parameter solving: path parameters go in as they are."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: HttpRequest) -> Response:
             response: Response = await endpoint(request, **request.path_params)
             return response
 
@@ -95,8 +96,13 @@ class Call:
             trace=self.trace,
         )
 
+    async def run(self, client: Client, job: str) -> OutcomeEvent:
+        body = self.body
+        request = Request(job, body.input, False, body.timeout_s, body.ttl_s, None, self.trace)
+        return await client.run_to_outcome(request, _wait_s(body, client, job))
 
-async def read_call(request: Request) -> Call:
+
+async def read_call(request: HttpRequest) -> Call:
     """Headers and body of ``run`` and ``run_sync``; raises what ``read_model`` raises."""
     headers = dict(request.scope["headers"])
     key = headers.get(b"idempotency-key")
@@ -175,7 +181,7 @@ router = APIRouter(
     "/v1/inference_jobs/{job}/run_sync", status_code=200, tags=["inference_jobs"],
     summary="Run a job and wait for the output", responses=_RUN_SYNC, openapi_extra=_EXTRA,
 )  # fmt: skip
-async def run_job_sync(request: Request, job: str) -> Response:
+async def run_job_sync(request: HttpRequest, job: str) -> Response:
     """200 with the output; a problem when it ended otherwise; 202 when it takes too long."""
     call = await read_call(request)
     return await _run_sync(request, call, door_of(request).live(), job)
@@ -185,7 +191,7 @@ async def run_job_sync(request: Request, job: str) -> Response:
     "/v1/inference_jobs/{job}/run", status_code=202, tags=["inference_jobs"],
     summary="Submit an invocation to a job", responses=_RUN, openapi_extra=_EXTRA,
 )  # fmt: skip
-async def run_job(request: Request, job: str) -> Response:
+async def run_job(request: HttpRequest, job: str) -> Response:
     """202 as soon as the log has it; ask for the outcome by its id."""
     call = await read_call(request)
     return await _run(call, door_of(request).live(), job)
@@ -196,7 +202,7 @@ async def run_job(request: Request, job: str) -> Response:
     summary="Run a model through its default job and wait", responses=_MODEL_RUN_SYNC,
     openapi_extra=_EXTRA,
 )  # fmt: skip
-async def run_model_sync(request: Request, model: str) -> Response:
+async def run_model_sync(request: HttpRequest, model: str) -> Response:
     """Like `run_sync` of the job of the model's name, or else of the model's oldest job."""
     call = await read_call(request)
     client = door_of(request).live()
@@ -208,7 +214,7 @@ async def run_model_sync(request: Request, model: str) -> Response:
     summary="Submit an invocation to a model's default job", responses=_MODEL_RUN,
     openapi_extra=_EXTRA,
 )  # fmt: skip
-async def run_model(request: Request, model: str) -> Response:
+async def run_model(request: HttpRequest, model: str) -> Response:
     """Like `run` of the job of the model's name, or else of the model's oldest job."""
     call = await read_call(request)
     client = door_of(request).live()
@@ -241,30 +247,39 @@ def default_job(client: Client, model: str) -> str:
 async def _run(call: Call, client: Client, job: str) -> Response:
     handle = await call.submit(client, job)
     await handle.waiter.stop()  # nobody listens for chunks here; /stream does
-    view = await _view(client, handle) if handle.duplicate else None
-    return _accepted(handle, view, call.trace)
+    view = await _view(client, handle.invocation) if handle.duplicate else None
+    fields = _accepted_fields(handle.invocation, job, view, handle.duplicate)
+    return _accepted(fields, call.trace)
 
 
-async def _run_sync(request: Request, call: Call, client: Client, job: str) -> Response:
-    handle = await call.submit(client, job)
-    if call.streams:
-        return _stream(call, client, handle)
-    wait_s = _wait_s(call.body, client, job)
+async def _run_sync(request: HttpRequest, call: Call, client: Client, job: str) -> Response:
+    handle: Handle | None = None
     try:
-        if call.body.cancel_on_disconnect:
-            outcome = await _outcome_or_cancel(request, client, handle, wait_s)
+        if not _plain(call, client, job):
+            handle = await call.submit(client, job)
+            if call.streams:
+                return _stream(call, client, handle)
+            outcome = await _outcome(request, call.body, client, handle)
         else:
-            outcome = await handle.outcome(wait_s)
-    except OutcomePending:
-        view = await _view(client, handle)
+            outcome = await call.run(client, job)
+    except OutcomePending as error:
+        view = await _view(client, error.invocation)
         if view is None or view.outcome is None:
-            return _accepted(handle, view, call.trace)
+            duplicate = handle is not None and handle.duplicate
+            return _accepted(_accepted_fields(error.invocation, job, view, duplicate), call.trace)
         outcome = view.outcome  # it ended while we looked
     if not isinstance(outcome, InvocationCompleted):
         raise outcome_error(outcome)
     data = outcome.data
     output = data.output if data.output_ref is None else await client.output(outcome)
     return json_response(outcome_fields(outcome, output), 200, {"traceparent": call.trace})
+
+
+def _plain(call: Call, client: Client, job: str) -> bool:
+    """Whether nothing but the outcome is of interest, of a job whose limits are known here."""
+    if call.streams or call.key is not None or call.body.cancel_on_disconnect:
+        return False
+    return client.registry.job(client.settings.tenant, job) is not None
 
 
 def _wait_s(body: RunRequest, client: Client, job: str) -> float:
@@ -278,32 +293,34 @@ def _wait_s(body: RunRequest, client: Client, job: str) -> float:
     return state.spec.timeout_s + WAIT_MARGIN_S
 
 
-def _accepted(handle: Handle, view: InvocationView | None, trace: str) -> Response:
+def _accepted(fields: dict[str, Any], trace: str) -> Response:
     """202 with where to ask."""
-    location = f"/v1/invocations/{handle.invocation}"
-    headers = {"Location": location, "traceparent": trace}
-    return json_response(_accepted_fields(handle, view), 202, headers)
+    headers = {"Location": f"/v1/invocations/{fields['id']}", "traceparent": trace}
+    return json_response(fields, 202, headers)
 
 
-def _accepted_fields(handle: Handle, view: InvocationView | None) -> dict[str, Any]:
+def _accepted_fields(
+    invocation: str, job: str, view: InvocationView | None, duplicate: bool
+) -> dict[str, Any]:
     state = view.state if view is not None else "queued"
-    return {
-        "id": handle.invocation, "job": handle.job, "state": state, "duplicate": handle.duplicate
-    }  # fmt: skip
+    return {"id": invocation, "job": job, "state": state, "duplicate": duplicate}
 
 
-async def _view(client: Client, handle: Handle) -> InvocationView | None:
+async def _view(client: Client, invocation: str) -> InvocationView | None:
     """The invocation as it is now; None: accepted it is, but how far cannot be told right now."""
     try:
-        return await client.find(handle.invocation)
+        return await client.find(invocation)
     except (errors.Unavailable, errors.QueryFailed, InvocationNotFound):
         return None
 
 
-async def _outcome_or_cancel(
-    request: Request, client: Client, handle: Handle, wait_s: float
+async def _outcome(
+    request: HttpRequest, body: RunRequest, client: Client, handle: Handle
 ) -> OutcomeEvent:
-    """The outcome; the invocation is cancelled when the client goes away first."""
+    """The outcome; if so asked, the invocation is cancelled when the client goes away first."""
+    wait_s = _wait_s(body, client, handle.job)
+    if not body.cancel_on_disconnect:
+        return await handle.outcome(wait_s)
     outcome = asyncio.ensure_future(handle.outcome(wait_s))
     gone = asyncio.ensure_future(sse.until_gone(request.receive))
     try:
@@ -324,11 +341,12 @@ async def _cancel(client: Client, invocation: str) -> None:
 
 def _stream(call: Call, client: Client, handle: Handle) -> EventStream:
     async def pending() -> AsyncIterator[bytes]:
-        view = await _view(client, handle)
+        view = await _view(client, handle.invocation)
         if view is not None and view.outcome is not None:
             yield await outcome_event(client, view.outcome)
         else:
-            yield sse.event("pending", _accepted_fields(handle, view))
+            fields = _accepted_fields(handle.invocation, handle.job, view, handle.duplicate)
+            yield sse.event("pending", fields)
 
     async def gone() -> None:
         await handle.waiter.stop()

@@ -216,6 +216,13 @@ class FakeClient:
             self._tasks.add(task)  # type: ignore[arg-type]  # a task it is
         return Handle(self, waiter)  # type: ignore[arg-type]  # a twin
 
+    async def run_to_outcome(self, request: Request, wait_s: float | None = None) -> Any:
+        handle = await self.submit(
+            request.job, request.input, timeout_s=request.timeout_s, ttl_s=request.ttl_s,
+            trace=request.trace,
+        )  # fmt: skip
+        return await handle.outcome(wait_s)
+
     def _work(self, invocation: str) -> Work:
         if invocation not in self.works:
             raise InvocationNotFound(f"there is no invocation {invocation} in the log")
