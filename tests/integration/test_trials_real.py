@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from test_gateway_http import gateway
 
 from inprocess import answering, conducting, working
 from jetfleet.client import Client
@@ -72,7 +73,7 @@ async def fleet(client: Client, settings: Settings) -> Any:
         yield conductor
 
 
-async def test_models_are_tried_where_nothing_can_go_wrong_first(client, fleet, settings):
+async def test_models_are_tried_where_nothing_can_go_wrong_first(client, broker, fleet, settings):
     await declare(client, "fine", example="hello")
     await declare(client, "raises", example="raise")
     await declare(client, "exits", example="exit")
@@ -114,8 +115,13 @@ async def test_models_are_tried_where_nothing_can_go_wrong_first(client, fleet, 
         with pytest.raises(TrialFailed, match="register a new version") as refused:
             await client.submit(job, "anything")
         assert reason in str(refused.value)
+    async with gateway(broker) as http:
+        answer = await http.post("/v1/inference_jobs/raises/run_sync", json={"input": 1})
+    assert (answer.status_code, answer.json()["code"]) == (409, "trial_failed")
+    assert reasons["raises"] in answer.json()["detail"]
     assert (await explain(client, "raises")).cause.code == "trial_failed"
-    async with answering(settings):
+    async with answering(settings) as service:
+        await service.connection.flush()  # the broker knows that it answers
         rows = (await client.query("ps", tenant="default")).dicts()
     assert {row["job"]: row["trial"] for row in rows} == {
         "fine": "verified", "plain": "unverified", "daring": "unverified", "raises": "failed",
