@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jetfleet import verdicts
 from jetfleet.commands.common import State, command, connected
 from jetfleet.commands.output import note
 from jetfleet.errors import JobNotFound, ModelNotFound
@@ -141,6 +140,8 @@ async def job_list(state: State) -> None:
 
 async def job_show(state: State, job: Job) -> None:
     """One job in full."""
+    from jetfleet import verdicts
+
     async with connected(state) as client:
         found = client.registry.job(client.settings.tenant, job)
         if found is None:
