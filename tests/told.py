@@ -8,11 +8,9 @@ from typing import Any
 
 import given
 from given import TENANT, at
-from jetfleet import subjects
+from jetfleet.agreement import subject_of
 from jetfleet.causes import Queue, Seen
 from jetfleet.events import (
-    AdmissionEvent,
-    ControlEvent,
     Event,
     JobLoad,
     RegistryEvent,
@@ -97,15 +95,8 @@ class Told:
 
 def record(stream: str, seq: int, seconds: float, event: Event) -> Record:
     """An event as the log holds it, on the subject of whoever may say it."""
-    return Record(stream, seq, subject_of(event), at(seconds), encode(event), event)
-
-
-def subject_of(event: Event) -> str:
-    verb, data = event.type.rpartition(".")[2], event.data
-    if isinstance(event, ControlEvent | AdmissionEvent):
-        return f"jf.ctl.of.{verb}"
-    worker = getattr(data, "worker", None)
-    return f"jf.other.{verb}" if worker is None else subjects.fleet(worker, verb)
+    subject = "" if stream == "INVOCATIONS" else subject_of(stream, event)
+    return Record(stream, seq, subject, at(seconds), encode(event), event)
 
 
 def beats(worker: str, seconds: float, **running: int) -> dict[str, Heard]:

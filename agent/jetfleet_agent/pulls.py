@@ -36,6 +36,8 @@ BACKLOG_EXPIRES_S = 5  # a request that waits for a backlog is not one for what 
 BACKLOG_HEARTBEAT_S = 2  # the broker wants two of them in a request's life
 PROBE_S = 30.0  # without a message, one is asked for from no backlog at all
 PROBE_EXPIRES_S = 1
+CALM_S = 0.05  # a message every so often: the queue is busy, and answers what is outstanding
+PATIENCE_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -102,8 +104,20 @@ class Pull:
         for each in self._all_subscriptions():
             await each.stop()
 
-    async def withdraw(self) -> None:
-        """Take back what was asked for; what comes until the broker knows is still taken."""
+    async def withdraw(self, *, patient: bool = False) -> None:
+        """Take back what was asked for; what comes until the broker knows is still taken.
+
+        The broker has no word for that: it drops what is on its way to an inbox that is gone, until
+        ``ack_wait``, and from a busy queue all that was asked for may be. ``patient``: so while
+        answers come, wait for the rest of them, for a second at most.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while patient and self._outstanding:
+            left_s = min(self._took + CALM_S, until) - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(left_s, CALM_S / 5))
         if self.again in self.connection.on_reconnect:
             self.connection.on_reconnect.remove(self.again)
         for each in self._all_subscriptions():
@@ -174,6 +188,10 @@ class Pull:
             return
         missing = self.wanted() - self._outstanding
         if missing <= 0 or missing < self._outstanding:
+            return
+        if self.slots() == 1:  # no other can become free, and this one stands idle meanwhile
+            self.connection.nats.together()  # with the outcome that freed it
+            self._ask()
             return
         self._scheduled = True
         loop = asyncio.get_running_loop()

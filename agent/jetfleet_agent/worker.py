@@ -105,7 +105,7 @@ class JobWorker:
         try:
             async with asyncio.timeout(within_s):
                 # Else what is queued or handed back comes to us again, an attempt less each time.
-                await self._pull.withdraw()
+                await self._pull.withdraw(patient=self._free() > 0)
                 self.slots_changed()  # what waits for a replica is handed back now
                 await self.idle.wait()
         except TimeoutError:
@@ -189,7 +189,7 @@ class JobWorker:
         known = self.tasks.get(event.data.invocation)
         if known is not None:
             known.message = message  # delivered again after a broker restart: acknowledge this one
-        elif self.draining:
+        elif self.draining and self._free() <= 0:  # else it was asked for before, and can run
             self._say(message, NAK)
         else:  # where a slot is gone meanwhile it waits here: handing it back costs it an attempt
             self._begin(Task(self, event, message, event.data.invocation))

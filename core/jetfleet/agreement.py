@@ -84,8 +84,13 @@ def disagreement(stream: str, subject: str, event: AnyEvent) -> str:
     """How an event contradicts the subject it came on; empty when it does not."""
     if stream == INVOCATIONS:
         return _invocation_disagreement(route(subject), event)
-    expected = _EXPECTED[stream](event)
+    expected = subject_of(stream, event)
     return "" if subject == expected else f"its subject would be {expected}"
+
+
+def subject_of(stream: str, event: AnyEvent) -> str:
+    """The only subject of REGISTRY or FLEET on which an event is believed."""
+    return _EXPECTED[stream](event)
 
 
 def verb_of(event_type: str) -> str:

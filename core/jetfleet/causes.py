@@ -132,6 +132,10 @@ class Seen:
 
 
 READY = Cause("ready", "replicas serve")
+NOTHING_TO_PULL = Cause(
+    "no_conductor",
+    "workers have nothing to pull through: the conductor makes it; is one running?",
+)
 
 
 def waits_for(story: Story, key: JobKey, seen: Seen, since: datetime | None) -> Cause:
@@ -162,17 +166,18 @@ def at_work(fleet: FleetState, replica: ReplicaState) -> bool:
 
 
 def _of_ready(story: Story, seen: Seen, ready: Sequence[ReplicaState]) -> Cause:
+    if seen.queue is not None and seen.queue.consumer is False:
+        return NOTHING_TO_PULL
     silences = [silence(story, seen, worker) for worker in sorted({r.worker for r in ready})]
     if silences and all(silences):
         return next(each for each in silences if each is not None)
-    loads = [_slots(seen, replica) for replica in ready]
-    if any(load is None or load for load in loads):
+    if any(slots_told(seen, replica) != 0 for replica in ready):
         return READY
     names = listed(sorted({replica.worker for replica in ready}))
     return Cause("restarting", f"its model ended and is being started again on {names}")
 
 
-def _slots(seen: Seen, replica: ReplicaState) -> int | None:
+def slots_told(seen: Seen, replica: ReplicaState) -> int | None:
     """Slots of the job on a replica's worker, by a heartbeat since it was ready; None: unknown."""
     heard = (seen.heard or {}).get(replica.worker)
     if heard is None or replica.ready_at is None or heard.heartbeat.time <= replica.ready_at:
@@ -192,6 +197,9 @@ def silence(story: Story, seen: Seen, worker: str) -> Cause | None:
     silent_s = (seen.now - last).total_seconds()
     if silent_s <= 2 * state.heartbeat_s + 1:
         return None
+    if heard is None:  # heartbeats are kept for ten minutes, and a broker that began has none
+        text = f"no heartbeat of {worker} is kept: none came for long, or the broker has just begun"
+        return Cause("worker_silent", text)
     if silent_s <= 5 * state.heartbeat_s + CONDUCTOR_S.total_seconds():
         text = f"nothing is heard from {worker}; it will be declared lost if that goes on"
         return Cause("worker_silent", text, last)
@@ -250,18 +258,21 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     closed = _closed(story, job, against)
     if closed is not None or not all(against.values()):
         return closed or _undecided(story, job, seen)
-    spec = job.spec
-    if spec.assignment == "manual" and not against.keys() & set(spec.workers):
-        away = [f"{name} ({whereabouts(story, seen.now, name)})" for name in spec.workers]
-        text = f"the workers that it is assigned to are not at work: {listed(away)}"
-        return Cause("workers_away", text)
+    spec, away = job.spec, dict[str, str]()
+    if spec.assignment == "manual":
+        away = {n: whereabouts(story, seen.now, n) for n in spec.workers if n not in against}
+        against = {name: why for name, why in against.items() if name in spec.workers}
+        if not against:
+            names = listed([f"{name} ({where})" for name, where in away.items()])
+            text = f"the workers that it is assigned to are not at work: {names}"
+            return Cause("workers_away", text)
     if not against:
         return _no_worker(story, seen)
     later = placement_asked.objections(observation, job, seen.now + LATER)
     pausing = {name: against[name] for name, objection in later.items() if not objection}
     if pausing:
         return _backing_off(story, job, pausing, against)
-    return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one(against))
+    return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one({**against, **away}))
 
 
 def _closed(story: Story, job: JobState, against: Mapping[str, str]) -> Cause | None:
@@ -328,7 +339,8 @@ def _backing_off(
 def _no_fit(spec: JobSpec, workers: int) -> str:
     needs = spec.model.resources.model_dump(exclude_defaults=True)
     words = ", ".join(f"{name} {value}" for name, value in needs.items())
-    count = "the only worker cannot" if workers == 1 else f"none of {workers} workers can"
+    of = " at work that it is assigned to" if spec.assignment == "manual" else ""
+    count = f"the only worker{of} cannot" if workers == 1 else f"none of {workers} workers{of} can"
     return f"{count} take it" + (f"; its model needs {words}" if words else "")
 
 

@@ -18,14 +18,14 @@ from jetfleet.explain_fleet import explain_job, explain_worker
 from jetfleet.story import Story
 from jetfleet.streams import FLEET, REGISTRY
 from jetfleet.subjects import DEFAULT_CLASS
-from jetfleet.telemetry import Heard, last_heartbeat
+from jetfleet.telemetry import Heard, last_heartbeats
 
 if TYPE_CHECKING:
     from jetfleet.client import Client
     from jetfleet.log import Record
 
 # What is on its way to another state counts when it is still so after some looks.
-PASSING = frozenset({"deciding", "not_in_queue", "taken", "next"})
+PASSING = frozenset({"deciding", "no_conductor", "restarting", "not_in_queue", "taken", "next"})
 LOOKS, AGAIN_S = 4, 0.25
 
 
@@ -58,15 +58,8 @@ class Watch:
     async def heard(self, workers: Iterable[str]) -> dict[str, Heard]:
         """The last heartbeats of these workers' present sessions."""
         known = self.story.fleet.workers
-        names = sorted({name for name in workers if name in known})
-        beats = await asyncio.gather(
-            *(last_heartbeat(self.client.connection, name) for name in names)
-        )
-        return {
-            name: beat
-            for name, beat in zip(names, beats, strict=True)
-            if beat is not None and beat.heartbeat.data.session == known[name].session
-        }
+        sessions = {name: known[name].session for name in workers if name in known}
+        return await last_heartbeats(self.client.connection, sessions)
 
     async def _new(self) -> AsyncIterator[Record]:
         """What is new in both streams, in the order of time."""

@@ -20,6 +20,7 @@ from jetfleet.causes import (
     busy_slots,
     duration,
     silence,
+    slots_told,
     waits_for,
 )
 from jetfleet.events import (
@@ -130,23 +131,22 @@ def invocation_cause(story: Story, work: Work, seen: Seen) -> Cause:
     view = work.view
     if view.ended:
         return _ended(work)
+    going = _attempt(story, work, seen) if view.state == "started" else ""
     if work.cancel_at is not None:
-        whom = (
-            f"{view.worker} stops it" if view.state == "started" else "it is taken from the queue"
-        )
+        whom = "it is taken from the queue"
+        if isinstance(going, Cause) and going.code != "redelivery":
+            whom = f"{view.worker} stops it"
+            whom += "" if going.code == "running" else f"; {going.text}"
         return Cause("cancelling", f"a cancellation was asked for: {whom}", work.cancel_at)
-    lost = ""
-    if view.state == "started":
-        going = _attempt(story, work, seen)
-        if isinstance(going, Cause):
-            return going
-        lost = f"{going}; attempt {view.attempts + 1} waits: "
+    if isinstance(going, Cause):
+        return going
+    lost = f"{going}; attempt {view.attempts + 1} waits: " if going else ""
     if not lost and work.expires_at is not None and work.expires_at < seen.now:
         text = "its time in the queue has ended, and its outcome is due"
         return Cause("expiring", text, work.expires_at)
     cause = waits_for(story, (view.tenant, view.job), seen, work.queued_at)
     if cause is READY:
-        cause = _in_queue(story, work, seen)
+        cause = _in_queue(story, work, seen, again=bool(lost))
     return replace(cause, text=lost + cause.text)
 
 
@@ -167,10 +167,16 @@ def _attempt(story: Story, work: Work, seen: Seen) -> Cause | str:
     """That its last attempt goes on, or is to be repeated soon; else how it was lost, in words."""
     view, gone = work.view, story.gone.get(work.replica)
     said = f"attempt {view.attempts} runs on {view.worker}"
+    anew = story.anew.get(view.worker or "")
+    if anew is not None and work.started_at is not None and work.started_at < anew.at:
+        gone = gone or anew  # its container may outlive an agent, a call does not
     if gone is None:
         quiet = silence(story, seen, view.worker or "")
         if quiet is not None:
             return replace(quiet, text=f"{said}, as far as is known: {quiet.text}")
+        if _without_a_model(story, work, seen):
+            ended = f"the model ended under attempt {view.attempts}"
+            return Cause("restarting", f"{ended} and is being started again on {view.worker}")
         return Cause("running", said, work.started_at)
     lost = f"attempt {view.attempts} was lost: {gone.text}, {duration(seen.now - gone.at)} ago"
     job = story.registry.jobs.get((view.tenant, view.job))
@@ -180,14 +186,25 @@ def _attempt(story: Story, work: Work, seen: Seen) -> Cause | str:
     return Cause("redelivery", f"{lost}; the queue hands it out again within {wait_s:g} s of that")
 
 
-def _in_queue(story: Story, work: Work, seen: Seen) -> Cause:
-    """There are replicas: where it stands in the queue."""
+def _without_a_model(story: Story, work: Work, seen: Seen) -> bool:
+    """Whether, by a heartbeat since the attempt began, its worker has no slot of the job."""
+    replica, heard = story.fleet.replicas.get(work.replica), seen.heard or {}
+    beat, began = heard.get(work.view.worker or ""), work.view.started_at
+    if replica is None or replica.status != "ready":  # one that is let go has no slots either
+        return False
+    if beat is None or began is None or beat.heartbeat.time <= began:
+        return False
+    return slots_told(seen, replica) == 0
+
+
+def _in_queue(story: Story, work: Work, seen: Seen, *, again: bool) -> Cause:
+    """There are replicas: where it stands in the queue. ``again``: an attempt of it was lost."""
     queue, view = seen.queue, work.view
     if queue is None:
         return Cause("in_queue", "its turn in the queue has not come")
-    if queue.consumer is False:
-        text = "workers have nothing to pull through: the conductor makes it; is one running?"
-        return Cause("no_conductor", text)
+    if again and queue.handed_out and queue.running:  # to the one that lost it, for all we know
+        queue = replace(queue, handed_out=False, running=queue.running - 1)
+        seen = replace(seen, queue=queue)
     if queue.holds is False:
         text = f"the queue follows the log up to {queue.position}, and this is at {view.queued_seq}"
         if queue.position >= view.queued_seq:

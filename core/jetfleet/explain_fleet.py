@@ -15,6 +15,7 @@ from jetfleet.causes import (
     ready_replicas,
     shortage,
     silence,
+    slots_told,
     waits_for,
 )
 from jetfleet.explain import Explanation, shown
@@ -39,7 +40,8 @@ def explain_job(story: Story, key: JobKey, seen: Seen) -> Explanation:
 def job_cause(story: Story, key: JobKey, seen: Seen) -> Cause:
     """What the job does, or what its invocations wait for."""
     queue = seen.queue or Queue(0, 0)
-    waiting = queue.unfinished - (queue.running or 0)
+    # The two are not counted in the same moment.
+    waiting = max(0, queue.unfinished - (queue.running or 0))
     cause = waits_for(story, key, seen, queue.oldest_at if waiting else None)
     job, closed = story.registry.jobs.get(key), story.closed.get(key)
     if job is None:
@@ -130,6 +132,8 @@ def _replica_words(story: Story, replica: ReplicaState, seen: Seen) -> str:
     if stage is not None:
         doing = f" ({stage.text})" if stage.text else ""
         text += f"{doing} for {duration(seen.now - stage.at)}"
+    if slots_told(seen, replica) is None:
+        return text  # its worker has said nothing since it is ready
     heard = (seen.heard or {}).get(replica.worker)
     for load in heard.heartbeat.data.jobs if heard is not None else ():
         if (load.tenant, load.job) == replica.key:

@@ -29,6 +29,7 @@ END_S = 2.0  # a peer is waited for at most so long
 IDLE_S = 0.0003  # without a write for so long: nothing to wait for
 _PLAIN = b"NATS/1.0\r\n"  # a status would stand in this line
 _LINE = b"\r\n"
+_MSG_ID = b"\r\nNats-Msg-Id:"
 
 
 class FastMsg(Msg):  # type: ignore[misc]  # nats-py is untyped here
@@ -51,6 +52,18 @@ class FastMsg(Msg):  # type: ignore[misc]  # nats-py is untyped here
             return None
         lines = self._header[len(_PLAIN) : -4].decode("utf-8", "replace").split("\r\n")
         return {name: text.strip() for name, _, text in (x.partition(":") for x in lines)}
+
+
+def msg_id_of(message: Msg) -> str:
+    """The message id that its publisher gave it, or nothing; the other headers are not read."""
+    header = message._header if isinstance(message, FastMsg) else None
+    if not header:
+        return str((message.headers or {}).get("Nats-Msg-Id", ""))
+    at = header.find(_MSG_ID)
+    if at < 0:
+        return ""
+    at += len(_MSG_ID)
+    return header[at : header.index(_LINE, at)].decode("utf-8", "replace").strip()
 
 
 class FastParser(Parser):  # type: ignore[misc]  # nats-py is untyped here
@@ -129,6 +142,12 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         await asyncio.gather(closing, return_exceptions=True)
         if session is not None:
             await session.close()
+
+    async def _connect_to_server(self, s: Any) -> None:
+        """Connect anew: nats-py leaves open what it gave up, as a broker that said nothing."""
+        if isinstance(self._transport, TcpTransport):
+            self._transport.close()
+        await super()._connect_to_server(s)
 
     # -- receiving
 
@@ -214,17 +233,27 @@ class FastNats(Nats):  # type: ignore[misc]  # nats-py is untyped here
         self._write_out()
         await super()._send_ping(future)
 
+    def together(self) -> None:
+        """What is sent in this turn of the loop leaves in one write at its end."""
+        if not self._scheduled and self._writable():
+            self._scheduled = True
+            self._loop.call_soon(self._write_out)
+
+    def _writable(self) -> bool:
+        """Whether we may write to the socket ourselves."""
+        transport = self._transport
+        return (
+            AVAILABLE
+            and self.is_connected
+            and type(transport) is TcpTransport
+            and transport._io_writer.transport.get_write_buffer_size() <= WRITE_BUFFER
+        )
+
     def _flush_fast(self) -> bool:
         """Whether what is pending is written, or will be in this turn of the loop."""
         if self._scheduled:
             return True
-        transport = self._transport
-        if (
-            not AVAILABLE
-            or not self.is_connected
-            or type(transport) is not TcpTransport
-            or transport._io_writer.transport.get_write_buffer_size() > WRITE_BUFFER
-        ):
+        if not self._writable():
             return False
         if self._alone and self._now() - self._written > IDLE_S:
             self._write_out()

@@ -23,9 +23,13 @@ class Images:
 
     workers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def on(self, image: str) -> frozenset[str]:
-        """The workers that ran it."""
-        return frozenset(worker for worker, ran in self.workers.items() if image in ran)
+    def by_image(self) -> dict[str, frozenset[str]]:
+        """The workers that ran each."""
+        found: dict[str, set[str]] = {}
+        for worker, ran in self.workers.items():
+            for image in ran:
+                found.setdefault(image, set()).add(worker)
+        return {image: frozenset(workers) for image, workers in found.items()}
 
 
 def evolve_images(state: Images, event: Event, fleet: FleetState) -> Images:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from jetfleet import queries, subjects
+from jetfleet.agreement import disagreement
 from jetfleet.clock import id_time
 from jetfleet.connection import Connection
 from jetfleet.errors import (
@@ -181,8 +182,9 @@ def _claimed(message: Message, invocation: str, error: str) -> dict[tuple[str, .
 
 
 def _is_about(event: Any, invocation: str, subject: str, view: InvocationView | None) -> bool:
-    """Whether it speaks of this invocation, on a subject of the job that the invocation is of."""
-    tenant, job = subject.split(".")[3:5]
-    mine = view is None or (tenant, job) == (view.tenant, view.job)
-    about: bool = getattr(event.data, "invocation", None) == invocation
-    return about and mine and (event.tenant, event.data.job) == (tenant, job)
+    """Whether it speaks of this invocation and its job, on a subject that vouches for it."""
+    if getattr(event.data, "invocation", None) != invocation:
+        return False
+    if disagreement(INVOCATIONS, subject, event):
+        return False
+    return view is None or (event.tenant, event.data.job) == (view.tenant, view.job)

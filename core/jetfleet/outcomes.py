@@ -21,6 +21,7 @@ from jetfleet import subjects
 from jetfleet.connection import Connection, Subscription
 from jetfleet.errors import OutcomePending
 from jetfleet.events import OUTCOMES, InvalidEvent, OutcomeEvent, decode
+from jetfleet.fastlane import msg_id_of
 from jetfleet.log import LogReader, Message
 from jetfleet.streams import INVOCATIONS
 
@@ -177,8 +178,7 @@ class Outcomes:
         return waiter
 
     def _on_done(self, message: Msg) -> None:
-        invocation = subjects.outcome_of((message.headers or {}).get("Nats-Msg-Id", ""))
-        waiter = self.waiting.get(invocation)
+        waiter = self.waiting.get(subjects.outcome_of(msg_id_of(message)))
         # The broker vouches for the job token of the subject, not for what the body says.
         if waiter is not None and message.subject.split(".")[4] == waiter.job:
             waiter.resolve(message.data)

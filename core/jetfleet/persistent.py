@@ -28,7 +28,9 @@ class PersistentMap(Mapping[K, V]):
 
     def changed(self, key: K, value: V) -> PersistentMap[K, V]:
         """The same but for this key."""
-        whole = self._together() if len(self._changes) >= MOST_CHANGES else self._whole
+        # What was dropped and comes again comes last, whether or not somebody looked in between.
+        gather = len(self._changes) >= MOST_CHANGES or self._changes.get(key) is _GONE
+        whole = self._together() if gather else self._whole
         return PersistentMap(whole, {**self._changes, key: value})
 
     def _together(self) -> dict[K, V]:

@@ -186,13 +186,13 @@ class Registry:
         raise Conflict(f"model {spec.ref} is being changed by others; try again")
 
     async def create_job(self, spec: JobSpec) -> Change:
-        """Open a job. Raises AlreadyExists when one of its name is open."""
-        if self.job(self.tenant, spec.name) is not None:
-            raise AlreadyExists(f"inference job {spec.name!r} exists; apply changes to it instead")
-        return await self.apply_job(spec)
+        """Open a job. Raises AlreadyExists when one of its name is open; else as ``apply_job``."""
+        return await self.apply_job(spec, new=True)
 
-    async def apply_job(self, spec: JobSpec) -> Change:
+    async def apply_job(self, spec: JobSpec, *, new: bool = False) -> Change:
         """Create the job, or bring it to this spec; the same one again changes nothing.
+
+        ``new``: only create it.
 
         Raises:
             ModelNotFound: its model version is not registered (or differs from what is).
@@ -208,6 +208,10 @@ class Registry:
                 if seq := await self._write_job(created, spec.name, "created"):
                     return Change("created", spec.name, seq=seq)
                 continue
+            if new:
+                raise AlreadyExists(
+                    f"inference job {spec.name!r} exists; apply changes to it instead"
+                )
             fields = _differences(present.spec, spec)
             if not fields:
                 return Change("unchanged", spec.name)

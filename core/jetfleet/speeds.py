@@ -6,13 +6,16 @@ for jobs that they no longer serve: that is what placing a job anew needs to kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from jetfleet.events import WorkerHeartbeat
 
 MOST_WORKERS = 10_000  # the table of a fleet whose machines come and go for years stays bounded
 MOST_KINDS = 1_000  # of one worker: names of models in its heartbeats are claims
+# So are its numbers, with which policies compute: no run is longer (``timeout_s``), and nobody's
+# word counts for more runs.
+LONGEST_S, MOST_RUNS = 86_400.0, 1_000_000
 Kind = tuple[str, str, str]  # tenant, model (name:version), type of GPU (empty: none)
 
 
@@ -26,22 +29,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """The table; see ``lookup``."""
+    """The table, by worker; see ``by_model``."""
 
     workers: Mapping[str, Mapping[Kind, Sample]] = field(default_factory=dict)
-
-    def kinds(self) -> frozenset[Kind]:
-        """Everything of which the speed is known."""
-        return frozenset(kind for samples in self.workers.values() for kind in samples)
-
-    def lookup(self, tenant: str, model: str, gpu: str) -> float | None:
-        """Seconds of one run of ``name:version`` on this type of GPU (empty: on none).
-
-        The mean over workers, weighted by how many runs each stands for; None: not known.
-        """
-        found = list(self._samples((tenant, model, gpu)))
-        runs = sum(sample.runs for sample in found)
-        return sum(sample.service_s * sample.runs for sample in found) / runs if runs else None
 
     def by_model(self) -> dict[tuple[str, str], dict[str, dict[str, Sample]]]:
         """What was told by (tenant, model), then by type of GPU, then by worker."""
@@ -53,20 +43,14 @@ class Speeds:
 
     def of_worker(self, worker: str, tenant: str, model: str) -> tuple[float | None, int]:
         """Seconds of one run on this worker, and how many runs that stands for."""
-        samples = [
-            sample
-            for (whose, name, _gpu), sample in self.workers.get(worker, {}).items()
-            if (whose, name) == (tenant, model)
-        ]
+        told = self.workers.get(worker, {})  # asked for every replica: no tuple is made to compare
+        samples = [each for kind, each in told.items() if kind[1] == model and kind[0] == tenant]
         if not samples:
             return None, 0
         both = samples[0]
         for each in samples[1:]:
             both = _together(both, each)
         return both.service_s, both.runs
-
-    def _samples(self, kind: Kind) -> Iterator[Sample]:
-        return (samples[kind] for samples in self.workers.values() if kind in samples)
 
 
 def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
@@ -76,7 +60,8 @@ def evolve_speeds(state: Speeds, heartbeat: WorkerHeartbeat) -> Speeds:
         if load.service_s is None or not load.finished or not load.model:
             continue
         kind = (load.tenant, load.model, load.gpu)
-        told[kind] = _together(told.get(kind), Sample(load.service_s, load.finished))
+        sample = Sample(min(load.service_s, LONGEST_S), min(load.finished, MOST_RUNS))
+        told[kind] = _together(told.get(kind), sample)
     if not told:
         return state
     worker = heartbeat.data.worker

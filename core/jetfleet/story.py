@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jetfleet import subjects
+from jetfleet.agreement import disagreement
 from jetfleet.catalog import JobKey, RegistryState, evolve_registry
 from jetfleet.events import (
-    AdmissionEvent,
     AnyEvent,
-    ControlEvent,
     JobCreated,
     JobDeleted,
     JobDisabled,
@@ -96,17 +94,18 @@ class Story:
     stages: dict[str, Since] = field(default_factory=dict)  # by replica that is being prepared
     failures: dict[tuple[JobKey, str], str] = field(default_factory=dict)  # last, by job and worker
     gone: dict[str, Gone] = field(default_factory=dict)  # by replica that is there no more
+    anew: dict[str, Gone] = field(default_factory=dict)  # by worker: when its present agent began
     workers: dict[str, Since] = field(default_factory=dict)  # what each said or was said of it last
     closed: dict[JobKey, Since] = field(default_factory=dict)  # disabled or deleted jobs
     scaled: dict[JobKey, Entry] = field(default_factory=dict)  # the last decision on the number
     moved: dict[JobKey, datetime] = field(default_factory=dict)  # the last event of each job
-    fleet_moved: datetime | None = None  # the last coming or going of any worker
+    fleet_moved: datetime | None = None  # when room last came or went: a worker, or a replica's
 
     def fold(self, record: Record) -> bool:
         """Read the next record; whether it was of what is explained."""
         event = record.event
-        if event is None or not vouched(record, event):
-            return False
+        if event is None or disagreement(record.stream, record.subject, event):
+            return False  # the conductor obeys no such event either
         # By the state before it: a lost worker has no replicas after.
         key = self._job_of(event)
         mine = self._is_mine(event, key)
@@ -115,7 +114,12 @@ class Story:
         else:
             before = self.fleet
             self.fleet = evolve_fleet(before, event, record.seq)
+            if isinstance(event, WorkerJoined):
+                known = before.workers.get(event.data.worker)
+                if known is None or known.session != event.data.session:
+                    self.anew[event.data.worker] = _gone(record, event)
             if len(self.fleet.replicas) < len(before.replicas):  # no event both adds and ends some
+                self.fleet_moved = record.time  # there is room for others
                 for replica in before.replicas.keys() - self.fleet.replicas.keys():
                     self.stages.pop(replica, None)
                     self.gone[replica] = _gone(record, event)
@@ -188,15 +192,6 @@ class Story:
         self.entries.append(new)
 
 
-def vouched(record: Record, event: AnyEvent) -> bool:
-    """Whether the broker vouches for it: below a worker's subject only what that worker may say."""
-    if not record.subject.startswith(subjects.ALL_FLEET.removesuffix(">")):
-        return True  # the registry, and decisions: no worker may publish there
-    verb = event.type.rpartition(".")[2]
-    said = subjects.fleet(getattr(event.data, "worker", ""), verb)
-    return record.subject == said and not isinstance(event, ControlEvent | AdmissionEvent)
-
-
 def entry(record: Record, event: AnyEvent) -> Entry:
     """A record in words."""
     data: Any = event.data
@@ -267,7 +262,8 @@ def _gone(record: Record, event: AnyEvent) -> Gone:
     text = words(event)
     if isinstance(event, WorkerJoined):
         text = f"{event.data.worker} began anew"
-    return Gone(record.time, text, isinstance(event, WorkerLeft | ReplicaStopped))
+    handed_back = isinstance(event, WorkerLeft | ReplicaStopped | ReplicaFailed)
+    return Gone(record.time, text, handed_back)
 
 
 def _because(reason: str) -> str:

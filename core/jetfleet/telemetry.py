@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from jetfleet import subjects
 from jetfleet.connection import Connection
-from jetfleet.errors import BrokerUnavailable
+from jetfleet.errors import BrokerUnavailable, NoResponders
 from jetfleet.events import InvalidEvent, WorkerHeartbeat, decode
 from jetfleet.streams import TELEMETRY
 
@@ -20,13 +22,31 @@ class Heard:
     heartbeat: WorkerHeartbeat
 
 
-async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:
-    """The newest heartbeat of a worker; None when there was none in the last ten minutes.
+async def last_heartbeats(connection: Connection, sessions: Mapping[str, str]) -> dict[str, Heard]:
+    """By worker, those of ``last_heartbeat`` that are of the worker's session.
 
     Raises:
         BrokerUnavailable: no answer in time.
     """
-    reply = await connection.ask(f"$JS.API.DIRECT.GET.{TELEMETRY}.{subjects.telemetry(worker)}")
+    beats = await asyncio.gather(*(last_heartbeat(connection, name) for name in sessions))
+    return {
+        name: heard
+        for (name, session), heard in zip(sessions.items(), beats, strict=True)
+        if heard is not None and heard.heartbeat.data.session == session
+    }
+
+
+async def last_heartbeat(connection: Connection, worker: str) -> Heard | None:
+    """The newest heartbeat of a worker; None when none is kept: there was none in the last ten
+    minutes, or none since the broker began.
+
+    Raises:
+        BrokerUnavailable: no answer in time.
+    """
+    try:
+        reply = await connection.ask(f"$JS.API.DIRECT.GET.{TELEMETRY}.{subjects.telemetry(worker)}")
+    except NoResponders:
+        return None  # a broker that has just begun has no such stream until a conductor makes it
     headers = reply.headers or {}
     status = headers.get("Status", "")
     if status == "404":

@@ -158,8 +158,20 @@ def json_response(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An answer of JSON bytes, made in one pass (pydantic's encoder, in Rust)."""
-    body = to_json(content, inf_nan_mode="null")
-    return Response(body, status, headers, "application/json")
+    return _Json(to_json(content, inf_nan_mode="null"), status, headers or {})
+
+
+class _Json(Response):
+    """A response whose few headers are known: Starlette looks through them for what it may add."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code, self.background, self.body = status, None, body
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+        ]
+        for name, value in headers.items():
+            self.raw_headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
 
 
 def page_of(

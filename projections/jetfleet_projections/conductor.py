@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,7 @@ CONTROL = subjects.ALL_CONTROL.removesuffix(">")
 TICK_S = 0.5  # how often silence and back-offs are looked at; events wake it at once
 MISSED_HEARTBEATS = 3
 SHORTEST_SILENCE_S = 3.0
+DOUBTFUL = 2 / 3  # of the silence that means a worker is lost: nothing is placed there any more
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +77,7 @@ class Conductor:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _heard: dict[str, float] = field(default_factory=dict)  # by worker, loop time
     _decided_seq: int = 0  # our last decision; nothing is decided before it is folded
+    _lost_seq: int = 0  # nor before the last loss that we told of: nothing goes to who is lost
     _known: float | None = None  # when this round began to know all that there is, loop time
     _slept: bool = False  # the loop stood still, since somebody looked here
     consumers: Consumers = field(init=False)
@@ -146,13 +149,14 @@ class Conductor:
                 return
 
     async def _reconnected(self) -> None:
-        """After a broker restart: consumers in memory are gone, and nobody's silence counts."""
+        """After a broker restart: what it held in memory is gone, and nobody's silence counts."""
         self.consumers.restarted()
         self._heard.clear()
         self.reaper.broker_restarted()
         self.scaler.watcher.restarted()
         self.balancer.restarted()
         self._wake.set()
+        await self._until_possible(lambda: ensure(self.connection, self.settings))
 
     async def _follow(self, reader: LogReader) -> None:
         async for record in read_records(reader):
@@ -174,7 +178,7 @@ class Conductor:
         if event is not None and not why:
             self.fleet = evolve_fleet(self.fleet, event, seq)
             self.images = evolve_images(self.images, event, self.fleet)
-            self.scaler.heard(event)
+            self.scaler.heard(event, self.fleet)
             self.balancer.heard(event)
         # Whatever lies on a decision's subject counts for "was anything decided since".
         control = seq if record.subject.startswith(CONTROL) else self.fleet.control_seq
@@ -189,7 +193,8 @@ class Conductor:
                 return
             await self.consumers.ensure(self.registry, self.fleet)
             await self._declare_lost(self._known)
-            if self.fleet.control_seq >= self._decided_seq:
+            folded = self.fleet
+            if folded.control_seq >= self._decided_seq and folded.seq >= self._lost_seq:
                 await self._decide()
         except (Unavailable, LogFull) as error:
             logger.info("cannot decide now: %s", error)
@@ -224,7 +229,8 @@ class Conductor:
                 return
             fleet = evolve_fleet(fleet, ended, self._decided_seq)
             logger.info("⚗ %s: %s %s", ended.data.job, ended.data.model, ended.data.status)
-        last, seen = fleet.control_seq, Observation(registry, fleet, self.speeds, self.images)
+        last, silent = fleet.control_seq, frozenset(self._silent(fleet))
+        seen = Observation(registry, fleet, self.speeds, self.images, silent)
         for decision in placement.place(seen, self.stamp.clock.now()):
             event, subject = event_of(decision, seen, self.stamp, self.settings.shards)
             if not await self._append(event, subject, last):
@@ -291,20 +297,34 @@ class Conductor:
                 self._heard.pop(worker.name, None)
                 continue
             silent = now - self._heard.setdefault(worker.name, now)
-            if silent > max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S):
+            if silent > _longest_silence_s(worker):
                 if not self.fresh.holds(now):
                     return
                 await self._lose(worker, silent)
+
+    def _silent(self, fleet: FleetState) -> Iterator[str]:
+        """Workers that are on the way to be lost: where many end at once, those that are declared
+        lost first shall not be replaced on the others."""
+        known = self._known or 0.0
+        for name, worker in fleet.workers.items():
+            if known - self._heard.get(name, known) > DOUBTFUL * _longest_silence_s(worker):
+                yield name
 
     async def _lose(self, worker: WorkerState, silent: float) -> None:
         data = WorkerLost.Data(
             worker=worker.name, session=worker.session, silent_s=round(silent, 3)
         )
         event = WorkerLost(**self.stamp(self.settings.tenant), data=data)
-        await self.connection.store(
+        stored = await self.connection.store(
             subjects.fleet(worker.name, "lost"),
             encode(event),
             msg_id=f"{worker.session}.{worker.joined_seq}.lost",  # once, whoever says it
         )
+        self._lost_seq = max(self._lost_seq, stored.seq)
         self._heard.pop(worker.name, None)
         logger.warning("! worker %s is lost: silent for %.1f s", worker.name, silent)
+
+
+def _longest_silence_s(worker: WorkerState) -> float:
+    """Of one that is not lost yet."""
+    return max(MISSED_HEARTBEATS * worker.heartbeat_s, SHORTEST_SILENCE_S)

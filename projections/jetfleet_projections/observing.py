@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from math import fsum
 from operator import sub
 from statistics import fmean
 from typing import Any
@@ -273,6 +274,6 @@ def services_of(told: Mapping[str, Mapping[str, Sample]]) -> dict[str, Service]:
     found = {}
     for gpu, samples in told.items():
         runs = sum(sample.runs for sample in samples.values())
-        busy_s = sum(sample.service_s * sample.runs for sample in samples.values())
+        busy_s = fsum(sample.service_s * sample.runs for sample in samples.values())
         found[gpu] = Service(busy_s / runs, runs)
     return found

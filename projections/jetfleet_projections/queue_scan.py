@@ -8,13 +8,16 @@ an older one still waits is not noticed by that: ask ``still_holds`` before acti
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from nats.aio.msg import Msg
 
 from jetfleet import subjects
+from jetfleet.catalog import JobKey
 from jetfleet.connection import NOT_FOUND, ApiError, Connection
 from jetfleet.events import InvalidEvent, InvocationQueued, decode
 from jetfleet.queues import read_batch
@@ -35,6 +38,10 @@ class Queued:
     expires_at: datetime
     trace: str | None
 
+    @property
+    def key(self) -> JobKey:
+        return (self.tenant, self.job)
+
 
 @dataclass(slots=True, eq=False)
 class QueueScan:
@@ -44,6 +51,7 @@ class QueueScan:
     shard: int
     items: dict[int, Queued] = field(default_factory=dict)  # by queue sequence, ascending
     by_invocation: dict[str, Queued] = field(default_factory=dict)
+    jobs: Counter[JobKey] = field(default_factory=Counter)  # how many of each
     next_seq: int = 1
     _new: list[Queued] = field(default_factory=list)
 
@@ -70,9 +78,7 @@ class QueueScan:
                 self.next_seq = int((message.headers or {})["Nats-Sequence"]) + 1
                 item = _read(self.shard, message)
                 if item is not None:
-                    self.items[item.seq] = item
-                    self.by_invocation[item.invocation] = item
-                    self._new.append(item)
+                    self._keep(item)
             if not found:
                 self.next_seq = state["last_seq"] + 1
             if until is not None and time.monotonic() > until:
@@ -83,8 +89,17 @@ class QueueScan:
         new, self._new = self._new, []
         return new
 
+    def _keep(self, item: Queued) -> None:
+        self.items[item.seq] = item
+        self.by_invocation[item.invocation] = item
+        self.jobs[item.key] += 1
+        self._new.append(item)
+
     def forget(self, item: Queued) -> None:
-        self.items.pop(item.seq, None)
+        if self.items.pop(item.seq, None) is not None:
+            self.jobs[item.key] -= 1
+            if not self.jobs[item.key]:
+                del self.jobs[item.key]
         if self.by_invocation.get(item.invocation) is item:  # not another one under its id
             del self.by_invocation[item.invocation]
 
@@ -100,9 +115,7 @@ class QueueScan:
         return True
 
     def _forget_below(self, first: int) -> None:
-        for seq, item in list(self.items.items()):
-            if seq >= first:
-                break
+        for item in list(takewhile(lambda item: item.seq < first, self.items.values())):
             self.forget(item)
 
 

@@ -169,13 +169,16 @@ class Reaper:
                 await self._end(item, InvocationExpired(**self._envelope(item), data=data))
 
     async def _sweep_deleted(self) -> None:
+        """Only a queue that holds something of a job that is no more is gone through."""
         for scan in self.scans:
+            if scan.jobs.keys() <= self.registry().jobs.keys():
+                continue
             for item in list(scan.items.values()):
                 if self._deleted(item) and await self._nobody_has(item) and self._deleted(item):
                     await self._end(item, self._cancelled(item, "the job was deleted"))
 
     def _deleted(self, item: Queued) -> bool:
-        return (item.tenant, item.job) not in self.registry().jobs
+        return item.key not in self.registry().jobs
 
     async def _nobody_has(self, item: Queued) -> bool:
         """Whether it waits and no worker can be running it: never delivered, or no replica left.
@@ -193,8 +196,7 @@ class Reaper:
     async def _unclaimed(self, item: Queued) -> bool:
         if not await self.scans[item.shard].still_holds(item):
             return False
-        key = (item.tenant, item.job)
-        if all(replica.key != key for replica in self.fleet().replicas.values()):
+        if not self._has_replica(item):
             return True
         name = subjects.job_consumer(item.tenant, item.job, item.priority_class)
         try:
@@ -206,6 +208,12 @@ class Reaper:
                 return False  # being made anew after a restart; look again
             raise
         return bool(item.seq > info["delivered"]["stream_seq"])
+
+    def _has_replica(self, item: Queued) -> bool:
+        """One that was assigned to a worker as it went is none: nobody will say that it ended."""
+        fleet = self.fleet()
+        there = {name for name, w in fleet.workers.items() if w.status in ("joined", "draining")}
+        return any(r.key == item.key and r.worker in there for r in fleet.replicas.values())
 
     # -- ending
 

@@ -25,6 +25,7 @@ from jetfleet.stamp import Stamp
 from jetfleet_projections.observing import Watcher, observation, services_of
 
 COLD_STARTS = 8  # of the last so many is the mean taken
+LONGEST_START_S = 3600.0  # a worker says how long one took, and policies compute with it
 TAKE_OVER_S = 2.0  # what the one that decided last leaves undone this long, another does
 LOOK_S = 0.5  # how often a job is looked at; one that had nothing to do, at its first invocation
 # So many a round, those first that wait longest: 1,000 jobs are looked at every two seconds, and
@@ -44,12 +45,17 @@ class Scaler:
     _decider: dict[JobKey, str] = field(default_factory=dict)  # who decided last
     _differs: dict[JobKey, datetime] = field(default_factory=dict)  # since when we would otherwise
 
-    def heard(self, event: AnyEvent) -> None:
-        """An event of FLEET: what another conductor decided, and how long a start took."""
+    def heard(self, event: AnyEvent, fleet: FleetState) -> None:
+        """An event of FLEET: what another conductor decided, and how long a start took.
+
+        ``fleet`` knows its replica, whose job and worker are no claims.
+        """
         if isinstance(event, ReplicaReady) and not event.data.adopted:
-            starts = self._starts.setdefault((event.tenant, event.data.job), [])
-            starts.append(event.data.prepare_s)
-            del starts[:-COLD_STARTS]
+            replica = fleet.replicas.get(event.data.replica)
+            if replica is not None and replica.worker == event.data.worker:
+                starts = self._starts.setdefault(replica.key, [])
+                starts.append(min(event.data.prepare_s, LONGEST_START_S))
+                del starts[:-COLD_STARTS]
         if isinstance(event, JobScaled):
             self._decider[event.tenant, event.data.job] = event.source
         if isinstance(event, JobScaled) and event.source != self.stamp.source:

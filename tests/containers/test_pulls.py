@@ -7,7 +7,8 @@ import base64
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ async def failure(runtime: DockerRuntime, image: str, **container: Any) -> str:
     return caught.value.reason
 
 
+@contextmanager
+def away(registry: Registry) -> Iterator[None]:
+    """Within it the registry does not answer."""
+    registry.stop()
+    try:
+        yield
+    finally:
+        registry.start()
+
+
 async def test_a_pull_reports_what_it_does(runtime: DockerRuntime, images: Images) -> None:
     reports: list[str] = []
     await runtime._image(place(images["function"], reports))
@@ -63,13 +74,10 @@ async def test_an_image_that_is_here_is_not_pulled_again(
 ) -> None:
     pinned = images.pushed("function").pinned
     first = await runtime._image(place(pinned))
-    registry.stop()
-    try:
+    with away(registry):
         reports: list[str] = []
         assert (await runtime._image(place(pinned, reports)))["Id"] == first["Id"]
         assert reports == []
-    finally:
-        registry.start()
 
 
 async def test_a_moving_tag_without_its_registry_is_served_from_here(
@@ -77,11 +85,8 @@ async def test_a_moving_tag_without_its_registry_is_served_from_here(
 ) -> None:
     name = images["function"]
     first = await runtime._image(place(name))
-    registry.stop()
-    try:
+    with away(registry):
         assert (await runtime._image(place(name)))["Id"] == first["Id"]
-    finally:
-        registry.start()
 
 
 async def test_a_missing_image(runtime: DockerRuntime, registry: Registry) -> None:
@@ -97,11 +102,8 @@ async def test_a_digest_that_is_not_there(runtime: DockerRuntime, images: Images
 
 async def test_a_dead_registry(runtime: DockerRuntime, images: Images, registry: Registry) -> None:
     name = images["function"]
-    registry.stop()
-    try:
+    with away(registry):
         assert "cannot be reached" in await failure(runtime, name)
-    finally:
-        registry.start()
 
 
 async def test_a_private_registry_takes_the_login_of_the_agents_user(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from jetfleet.events import JobScaled, ReplicaAssigned, ReplicaReleased, WorkerL
 from jetfleet.fleet import FleetState, ReplicaState, evolve_fleet
 from jetfleet.log import Record
 from jetfleet.streams import FLEET
+from stack import heard
 
 DECISIONS = (ReplicaAssigned, ReplicaReleased, JobScaled)
 
@@ -66,18 +66,13 @@ async def once(
 ) -> Ledger:
     """The ledger as of the first event after which something holds; bounded."""
     ledger = Ledger()
-    records = client.events(FLEET, follow=True)
-    try:
-        async with asyncio.timeout(within_s):
-            async for record in records:
-                ledger.take(record)
-                if holds(ledger):
-                    return ledger
-    except TimeoutError:
-        raise AssertionError(f"not within {within_s:g} s: {what}") from None
-    finally:
-        await records.aclose()  # type: ignore[attr-defined]  # it is an async generator
-    raise AssertionError("a followed stream never ends")
+
+    def taken(record: Record) -> bool:
+        ledger.take(record)
+        return bool(holds(ledger))
+
+    await heard(client, FLEET, taken, what, within_s=within_s)
+    return ledger
 
 
 def assert_never_more(ledger: Ledger, wanted: Mapping[str, int]) -> None:

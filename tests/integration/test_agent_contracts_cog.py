@@ -12,7 +12,14 @@ import pytest
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import CallCancelled, InvalidOutput, ModelError, ModelExited
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import Served, both_loops, fake, serving, started
+from models.serving import (
+    Served,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    fake,
+    serving,
+    started,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -20,11 +27,6 @@ pytestmark = pytest.mark.anyio
 
 def cog(*options: str, **fields: Any) -> ModelSpec:
     return fake(ContractName.COG, *options, **fields)
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from jetfleet_agent.contracts import (
     ModelError,
     ModelExited,
 )
-from models.serving import MODELS, both_loops, function, serving
+from models.serving import (
+    MODELS,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    function,
+    serving,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The agent in production runs on uvloop; what depends on the loop is tested on both."""
-    return "asyncio", {"use_uvloop": True}
 
 
 # -- calls

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +19,19 @@ from jetfleet_agent.contracts import (
     ModelExited,
 )
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import MODELS, both_loops, descriptors, function, lives, serving, started
+from models.serving import (
+    MODELS,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    descriptors,
+    function,
+    lives,
+    serving,
+    started,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The agent in production runs on uvloop; what depends on the loop is tested on both."""
-    return "asyncio", {"use_uvloop": True}
 
 
 # -- generators

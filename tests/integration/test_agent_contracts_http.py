@@ -13,7 +13,16 @@ import pytest
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import InvalidOutput, ModelError, ModelExited
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import Served, both_loops, descriptors, fake, lives, serving, started
+from models.serving import (
+    Served,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    descriptors,
+    fake,
+    lives,
+    serving,
+    started,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -49,12 +58,6 @@ KINDS = [
     Kind(ContractName.SAGEMAKER, "/ping"),
     Kind(ContractName.OPENINFERENCE, "/v2/health/ready"),
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The agent in production runs on uvloop; what depends on the loop is tested on both."""
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.contract.value)

@@ -15,16 +15,18 @@ import pytest
 
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import CallCancelled, InvalidOutput, ModelError, ModelExited
-from models.serving import MODELS, Served, both_loops, fake, lives, serving
+from models.serving import (
+    MODELS,
+    Served,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    fake,
+    lives,
+    serving,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The agent in production runs on uvloop; what depends on the loop is tested on both."""
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture

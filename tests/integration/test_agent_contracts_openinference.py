@@ -9,7 +9,12 @@ import pytest
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import InvalidOutput, ModelError
 from jetfleet_agent.runtimes import StartFailed
-from models.serving import fake, serving, started
+from models.serving import (
+    anyio_backend,  # noqa: F401 - a fixture
+    fake,
+    serving,
+    started,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -21,11 +26,6 @@ def oip(*options: str, **fields: Any) -> ModelSpec:
 def request(**fields: Any) -> dict[str, Any]:
     tensor = {"name": "x", "shape": [2], "datatype": "INT64", "data": [1, 2], **fields}
     return {"inputs": [tensor]}
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 async def test_output_is_the_whole_answer_and_the_calls_id_goes_with_it() -> None:

@@ -11,15 +11,16 @@ import pytest
 
 from jetfleet.specs import ContractName
 from jetfleet_agent.contracts import CallCancelled, InvalidOutput, ModelError
-from models.serving import Served, both_loops, fake, serving
+from models.serving import (
+    Served,
+    anyio_backend,  # noqa: F401 - a fixture
+    both_loops,
+    fake,
+    serving,
+)
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture

@@ -154,6 +154,13 @@ async def test_waiting_longer_than_one_wants_leaves_the_invocation_going(client)
     assert (await client.find(handle.invocation)).state == "queued"
 
 
+async def test_a_run_that_is_not_waited_for_longer_is_accepted_and_goes_on(client):
+    await declare(client)
+    with pytest.raises(OutcomePending) as caught:
+        await client.run("echo", 1, wait_s=0)
+    assert (await client.find(caught.value.invocation)).state == "queued"
+
+
 async def test_without_a_projector_a_query_says_so(client):
     with pytest.raises(QueryUnavailable):
         await client.sql("select 1")

@@ -28,10 +28,12 @@ from jetfleet.events import (
     WorkerLost,
     encode,
 )
+from jetfleet.placement_specs import PlacementSpec
 from jetfleet.secrets import Secrets
 from jetfleet.settings import Settings
 from jetfleet.setup import ensure_streams
 from jetfleet.streams import FLEET, job_consumer
+from jetfleet.telemetry import last_heartbeat
 from waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +76,13 @@ class Pretender:
             beat = WorkerHeartbeat(**now(), data=data)
             await self.connection.publish(subjects.telemetry(self.name), encode(beat))
             await asyncio.sleep(0.3)
+
+    async def last_word(self) -> None:
+        """One heartbeat now, and no other."""
+        self.fall_silent()
+        data = WorkerHeartbeat.Data(worker=self.name, session=self.session)
+        beat = WorkerHeartbeat(**now(), data=data)
+        await self.connection.publish(subjects.telemetry(self.name), encode(beat))
 
     def fall_silent(self) -> None:
         if self._beats is not None:
@@ -242,6 +251,15 @@ async def test_a_restarted_broker_gets_its_consumers_back(broker, client, settin
         assert info["config"]["opt_start_seq"] == conductor.fleet.workers["w1"].joined_seq
 
 
+async def test_a_restarted_broker_keeps_heartbeats_again(broker, client, settings):
+    async with conducting(settings) as conductor, pretending(settings, "w1"):
+        broker.kill()
+        await broker.start()
+        await until(lambda: client.connected and conductor.connection.connected, "all are back")
+        beat = await until(lambda: last_heartbeat(client.connection, "w1"), "a heartbeat is kept")
+        assert beat.heartbeat.data.worker == "w1"
+
+
 async def _again(there: Any, connection: Connection) -> bool:
     from jetfleet.errors import Unavailable
 
@@ -269,6 +287,24 @@ async def test_a_silent_worker_is_lost_once_and_replaced(client, settings):
                 assert [e.data.worker for e in lost] == ["w1"]
                 assert lost[0].data.silent_s >= 3
                 assert len(await fleet_events(client, ReplicaAssigned)) == 2
+
+
+async def test_of_two_workers_that_end_one_gets_nothing_of_the_other(client, settings):
+    apart = PlacementSpec(apart="workers")
+    await declare(client, assignment="manual", workers=("w1",), placement=apart)
+    async with conducting(settings) as conductor, pretending(settings, "w1") as first:
+        await assigned(client, 1)
+        async with (
+            pretending(settings, "w2", memory_mib=60_000) as second,  # the one that is liked best
+            pretending(settings, "w3"),
+        ):
+            await declare(client, placement=apart)
+            first.fall_silent()
+            loop = asyncio.get_running_loop()
+            await until(lambda: loop.time() - conductor._heard["w1"] > 0.75, "it is silent")
+            await second.last_word()  # so it is lost later
+            events = await assigned(client, 2)
+            assert [event.data.worker for event in events] == ["w1", "w3"]
 
 
 async def test_a_worker_that_was_lost_and_lives_is_asked_to_join_anew(client, settings):

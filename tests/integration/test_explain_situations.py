@@ -10,9 +10,10 @@ import pytest
 from inprocess import conducting, declare, queue_holds, working
 from jetfleet import causes
 from jetfleet.client import Client
-from jetfleet.events import JobScaled, ReplicaReady
+from jetfleet.events import JobScaled, ReplicaReady, WorkerLeft
 from jetfleet.evidence import explain
 from jetfleet.explain import Explanation
+from jetfleet.placement_specs import PlacementSpec
 from jetfleet.policies import placement
 from jetfleet.scaling_specs import LagScaling
 from jetfleet.specs import Resources
@@ -22,6 +23,21 @@ from waiting import until
 pytestmark = pytest.mark.anyio
 WAIT = 30.0
 UNTIL_FILE = "faulty.py:until_file"
+DIES = """
+import os, time
+from pathlib import Path
+
+died, go = Path(__file__).with_name("died"), Path(__file__).with_name("go")
+while died.exists() and not go.exists():
+    time.sleep(0.01)
+
+def run(value):
+    if died.exists():
+        return "again"
+    time.sleep(0.1)
+    died.touch()
+    os._exit(3)
+"""
 
 
 async def because(client: Client, name: str, code: str, **more: Any) -> Explanation:
@@ -139,7 +155,58 @@ async def test_there_is_room_and_no_conductor(client, settings, impatient):
         assert found.cause.text == "a worker has room and nobody decides: is a conductor running?"
 
 
+async def test_a_broker_began_anew_and_no_conductor_made_what_workers_pull_through(
+    broker, client, settings, tmp_path
+):
+    async with working(settings):
+        async with conducting(settings):
+            await open_job(client, "one", UNTIL_FILE, ack_wait_s=30)
+            first, second = [await client.submit("one", str(tmp_path / "go")) for _ in range(2)]
+            await started(client, first.invocation)
+        broker.kill()
+        await broker.start()
+        await until(lambda: client.connected, "the client is back")
+        found = await because(client, second.invocation, "no_conductor")
+        assert found.cause == causes.NOTHING_TO_PULL
+        assert (await explain(client, "one")).cause.text == found.cause.text
+        async with conducting(settings):
+            await because(client, second.invocation, "in_queue")
+            (tmp_path / "go").touch()
+            assert await second.output(WAIT) == "released"
+
+
+async def test_its_model_ended_under_it_and_is_being_started_again(client, fleet, tmp_path):
+    source = tmp_path / "dies.py"
+    source.write_text(DIES)
+    await open_job(client, "dies", str(source) + ":run", ack_wait_s=30)
+    handle = await client.submit("dies", 1)
+    found = await because(client, handle.invocation, "restarting")
+    assert found.cause.text == "the model ended under attempt 1 and is being started again on w1"
+    (tmp_path / "go").touch()
+    assert await handle.output(WAIT) == "again"
+
+
 # -- somebody does
+
+
+async def test_what_was_handed_back_waits_for_a_slot(client, conductor, settings, tmp_path):
+    apart = PlacementSpec(apart="workers")
+    async with working(settings, "w1") as leaving, working(settings, "w2"):
+        await all_joined(client, "w1", "w2")
+        await open_job(client, "two", UNTIL_FILE, min_replicas=2, ack_wait_s=30, placement=apart)
+        handles = [await client.submit("two", str(tmp_path / "go")) for _ in range(2)]
+        runs = [(await started(client, each.invocation)).data for each in handles]
+        leaving.leave("repairs", 0)
+        await fleet_says(client, WorkerLeft, worker="w1")
+        [back] = [run.invocation for run in runs if run.worker == "w1"]
+        found = await because(client, back, "in_queue")
+        assert found.cause.text.startswith("attempt 1 was lost: ")
+        assert found.cause.text.endswith(
+            "attempt 2 waits: it is 1 of 1 in the queue of two; 1 of 1 slots are busy on w2"
+        )
+        (tmp_path / "go").touch()
+        for handle in handles:
+            assert await handle.output(WAIT) == "released"
 
 
 async def test_its_place_in_the_queue(client, fleet, tmp_path):

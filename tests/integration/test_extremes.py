@@ -167,6 +167,19 @@ async def test_a_queued_event_that_cannot_be_read_is_named_and_not_run(client, s
         )
 
 
+async def test_an_outcome_that_its_subject_does_not_vouch_for_is_none(client, settings, put):
+    await declare(client)
+    handle = await client.submit("echo", 1)
+    shard = subjects.shard_of("echo", settings.shards)
+    forged = encode(given.completed(handle.invocation, "forged", worker="w1"))
+    for subject in (
+        subjects.done(shard, "default", "echo", "o1", "w2"),
+        subjects.started(shard, "default", "echo", "w1"),
+    ):
+        await put.store(subject, forged)
+    assert (await client.find(handle.invocation)).state == "queued"
+
+
 async def test_an_outcome_that_cannot_be_read_is_said_and_its_call_not_put_back(
     client, settings, put
 ):

@@ -231,4 +231,6 @@ async def test_the_conductor_knows_the_speeds_that_workers_tell(settings):
         await declare(asking)
         async with working(settings):
             await asking.run("echo", 1, wait_s=30)
-            await until(lambda: conductor.speeds.lookup("default", "echo:1", ""), "it is told")
+            await until(
+                lambda: conductor.speeds.of_worker("w1", "default", "echo:1")[1], "it is told"
+            )

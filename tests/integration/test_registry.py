@@ -24,6 +24,7 @@ from jetfleet.stamp import Stamp
 from waiting import until
 
 pytestmark = pytest.mark.anyio
+GONE = encode(JobDeleted(**Stamp("test")("default"), data={"job": "echo"}))
 
 
 @pytest.fixture
@@ -133,6 +134,16 @@ async def test_creating_what_exists_is_refused(two):
         await one.create_job(job())
 
 
+async def test_of_clients_racing_to_create_a_job_one_does_and_the_others_change_nothing(two):
+    await two[0].register_model(model())
+    await two[1].registry.sync()
+    results = await asyncio.gather(
+        *(two[n % 2].create_job(job(queue_cap=n + 1)) for n in range(6)), return_exceptions=True
+    )
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 5
+    assert await length(two[0]) == 2
+
+
 async def test_a_job_on_a_model_that_is_not_registered_so_is_refused(two):
     one, _ = two
     with pytest.raises(ModelNotFound):
@@ -181,27 +192,23 @@ async def test_a_new_client_folds_everything_before_it_is_used(settings, two):
         assert late.registry.models("default") == [model()]
 
 
-async def test_an_event_that_does_not_validate_is_counted_and_never_obeyed(two):
+@pytest.mark.parametrize(
+    ("of", "verb", "body"),
+    [
+        ("echo", "deleted", b"not an event"),
+        ("another", "deleted", GONE),  # the broker vouches for the subject alone
+        ("echo", "disabled", GONE),
+    ],
+    ids=["it does not validate", "of another job", "of another kind"],
+)
+async def test_an_event_that_cannot_be_believed_is_counted_and_never_obeyed(two, of, verb, body):
     one, other = two
     await one.register_model(model())
     await one.apply_job(job())
-    await one.connection.store(subjects.job_event("default", "echo", "deleted"), b"not an event")
+    await one.connection.store(subjects.job_event("default", of, verb), body)
     await until(lambda: other.registry.invalid == 1, "it is set aside")
     assert other.registry.job("default", "echo") is not None
     assert (await one.apply_job(job(queue_cap=3))).kind == "updated"  # and it blocks nobody
-
-
-async def test_an_event_that_contradicts_its_subject_is_counted_and_never_obeyed(two):
-    one, other = two
-    await one.register_model(model())
-    await one.apply_job(job())
-    gone = JobDeleted(**Stamp("test")("default"), data={"job": "echo"})
-    for job_ in ("another", "echo"):  # the broker vouches for the subject alone
-        verb = "deleted" if job_ == "another" else "disabled"
-        await one.connection.store(subjects.job_event("default", job_, verb), encode(gone))
-    await until(lambda: other.registry.invalid == 2, "both are set aside")
-    assert other.registry.job("default", "echo") is not None
-    assert (await one.apply_job(job(queue_cap=3))).kind == "updated"  # and they block nobody
 
 
 async def test_the_priority_class_of_a_job_never_changes(two):

@@ -22,6 +22,13 @@ from jetfleet_agent.runtimes import Instance, runtime_of
 MODELS = Path(__file__).parent
 _ids = count(1)
 
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The agent in production runs on uvloop; what depends on the loop is tested on both."""
+    return "asyncio", {"use_uvloop": True}
+
+
 both_loops = pytest.mark.parametrize(
     "anyio_backend",
     [

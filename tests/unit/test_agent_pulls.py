@@ -132,6 +132,28 @@ async def test_one_that_withdraws_takes_back_what_it_asked_before_too(pull, conn
     assert [each.drained for each in connection.subscriptions] == [True, True]
 
 
+async def test_one_that_withdraws_lets_a_busy_queue_answer_what_was_asked_for(pull, connection):
+    connection.message()
+    withdrawing = asyncio.create_task(pull.withdraw(patient=True))
+    await turn()
+    assert not connection.subscriptions[0].drained
+    connection.message()
+    await withdrawing
+    assert connection.subscriptions[0].drained
+    assert len(connection.asked) == 1
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_one_that_withdraws_does_not_wait_for_answers_that_do_not_come(
+    pull, connection, answered
+):
+    for _ in range(answered):
+        connection.message()
+    async with asyncio.timeout(pulls.PATIENCE_S):
+        await pull.withdraw(patient=True)
+    assert connection.subscriptions[0].drained
+
+
 async def test_late_answers_to_what_was_given_up_do_not_make_it_ask_for_more(pull, connection):
     await pull.again()
     for _ in range(2):

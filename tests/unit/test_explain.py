@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import given
+import jetfleet
 from given import (
     assigned,
     created,
     deleted,
-    disabled,
     failed,
     gpu,
     job,
@@ -26,9 +28,9 @@ from given import (
     started,
     stopped,
 )  # fmt: skip
-from jetfleet.causes import CODES
+from jetfleet.causes import CODES, NOTHING_TO_PULL, READY
 from jetfleet.commands.explain import lines
-from jetfleet.events import Candidate, ReplicaFailed, ReplicaPreparing
+from jetfleet.events import ReplicaFailed, ReplicaPreparing
 from jetfleet.explain import SHOWN, document
 from jetfleet.scaling_specs import LagScaling
 from told import ID, Told, beats, queue
@@ -99,6 +101,15 @@ def test_the_workers_it_is_assigned_to_are_not_there():
     assert "w7 (left, 5.0 s ago), w8 (never joined)" in cause.text
 
 
+def test_of_a_manual_job_only_the_workers_that_it_is_assigned_to_are_told():
+    spec = job("echo", assignment="manual", workers=("w1", "w8"), memory_mib=9000)
+    told = Told().then(0, created(spec), joined("w1"), joined("w2", memory_mib=64_000)).queued(1)
+    cause = told.why_invocation(4).cause
+    assert cause.code == "no_fit"
+    assert cause.text.startswith("the only worker at work that it is assigned to cannot take it")
+    assert cause.details == ("w1: 3584 MiB free, 9000 needed", "w8: never joined")
+
+
 def test_a_replica_is_being_prepared_since_when_and_what_it_does():
     told = Told().then(0, created(ECHO), joined("w1")).queued(1)
     told.then(2, assigned("r1", "w1", ECHO, 2))
@@ -137,31 +148,6 @@ def test_its_place_in_the_queue_and_the_slots_that_are_busy():
     assert told.why_invocation(4, queue()).cause.code == "next"
 
 
-def test_the_first_attempt_was_lost_with_its_worker():
-    spec = job("echo", ack_wait_s=10)
-    told = Told().then(0, created(spec), joined("w1"), serving("r1", "w1", spec)).queued(1)
-    told.invocation(2, started(ID, "w1"))
-    assert told.why_invocation(3, queue(), beats("w1", 3, echo=1)).cause.code == "running"
-    told.then(8, lost("w1"))
-    cause = told.why_invocation(10, queue()).cause
-    assert cause.code == "redelivery"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 2.0 s ago")
-    cause = told.why_invocation(20, queue()).cause
-    assert cause.code == "no_worker"
-    assert cause.text.startswith("attempt 1 was lost: w1 was lost, silent for 9.0 s, 12.0 s ago")
-    assert "attempt 2 waits: no worker is at work" in cause.text
-
-
-def test_what_a_worker_handed_back_waits_at_once_like_any_other():
-    told = Told().then(0, created(ECHO), joined("w1"), joined("w2"))
-    told.then(0, serving("r1", "w1", ECHO)).queued(1).invocation(2, started(ID, "w1"))
-    told.then(3, stopped("r1", "w1"), left("w1"), serving("r2", "w2", ECHO))
-    cause = told.why_invocation(3.5, queue(5, before=2, running=1)).cause
-    assert cause.code == "in_queue"
-    assert cause.text.startswith("attempt 1 was lost: the replica of echo on w1 has stopped")
-    assert "attempt 2 waits: it is 2 of 4" in cause.text
-
-
 def test_a_job_at_zero_is_woken_by_its_first_invocation():
     told = Told().then(0, created(ZERO), joined("w1"), scaled("echo", 0)).queued(10)
     assert told.why_invocation(11, queue()).cause.code == "waking"
@@ -186,6 +172,21 @@ def test_a_worker_with_room_and_nobody_who_decides(seconds, code):
     assert told.why_invocation(seconds).cause.code == code
 
 
+def test_room_that_has_just_come_is_no_sign_of_a_missing_conductor():
+    other = job("other", memory_mib=3000)
+    told = Told().then(0, created(other), created(job("echo", memory_mib=1000)), joined("w1"))
+    told.then(0, serving("r1", "w1", other)).queued(1).then(60, stopped("r1", "w1", "other"))
+    assert told.why_invocation(61).cause.code == "deciding"
+    assert told.why_invocation(66).cause.code == "no_conductor"
+
+
+def test_a_broker_that_has_just_begun_keeps_no_heartbeats_and_that_is_no_missing_conductor():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    cause = told.why_invocation(900, queue(), {}).cause
+    assert cause.code == "worker_silent"
+    assert "no heartbeat of w1 is kept" in cause.text
+
+
 @pytest.mark.parametrize(("seconds", "code"), [(12, "worker_silent"), (60, "no_conductor")])
 def test_nothing_is_heard_from_the_only_worker(seconds, code):
     told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
@@ -207,7 +208,9 @@ def test_the_queue_does_not_have_it():
     behind = told.why_invocation(4, queue(holds=False, position=0)).cause
     assert (behind.code, "up to 0, and this is at 1" in behind.text) == ("not_in_queue", True)
     assert "a crash" in told.why_invocation(4, queue(holds=False)).cause.text
-    assert told.why_invocation(4, queue(consumer=False)).cause.code == "no_conductor"
+    assert told.why_invocation(4, queue(consumer=False)).cause == NOTHING_TO_PULL
+    assert told.why_invocation(900, queue(consumer=False), {}).cause == NOTHING_TO_PULL
+    assert told.why_job(4, queue(consumer=False, running=None)).cause.code == "no_conductor"
     pulled = queue(handed_out=True, running=1)
     assert told.why_invocation(4, pulled).cause.code == "taken"
     assert told.why_invocation(4).cause.code == "in_queue"
@@ -216,15 +219,6 @@ def test_the_queue_does_not_have_it():
 def test_its_job_was_deleted():
     told = Told().then(0, created(ECHO)).queued(1).then(2, deleted("echo"))
     assert told.why_invocation(3).cause.code == "job_deleted"
-
-
-def test_a_cancellation_and_an_expiry_are_on_their_way():
-    told = Told().then(0, created(ECHO)).queued(1, expires_at=given.at(10))
-    assert told.why_invocation(11).cause.code == "expiring"
-    told.invocation(2, given.cancel_requested(ID, reason="enough"))
-    found = told.why_invocation(3)
-    assert found.cause.code == "cancelling"
-    assert found.timeline[-1].text == "a cancellation was asked for: enough"
 
 
 # -- afterwards
@@ -249,92 +243,6 @@ def test_what_was_waited_for_is_told_when_it_is_over():
     assert [e.text for e in found.timeline][-2:] == [
         "attempt 1 runs on w1", "completed on w1 in 4.0 s",
     ]  # fmt: skip
-
-
-def test_an_outcome_says_why():
-    told = Told().then(0, created(ECHO)).queued(1)
-    error = {"code": "model_error", "message": "Traceback\nValueError: no"}
-    told.invocation(2, given.failed_with(ID, error, worker="w1", run_s=0.5, attempt=3))
-    cause = told.why_invocation(4).cause
-    assert cause.text == (
-        "failed on w1 in 0.5 s: model_error: ValueError: no, after a wait of 0.5 s and 3 attempts"
-    )
-
-
-# -- jobs
-
-
-def test_a_job_says_what_serves_and_what_is_missing():
-    three = job("echo", replicas=3, memory_mib=2000)
-    told = Told().then(0, created(three), joined("w1"), serving("r1", "w1", three))
-    found = told.why_job(5, queue(4, running=1, oldest_at=given.at(1)), beats("w1", 5, echo=1))
-    assert (found.cause.code, found.state) == ("serving", "enabled")
-    assert found.cause.text == "1 of 3 replicas are ready; 1 of 1 slots are busy on w1"
-    assert found.cause.details == (
-        "3 waiting, 1 running",
-        "no further replica: the only worker cannot take it; its model needs memory_mib 2000",
-        "w1: 1584 MiB free, 2000 needed",
-    )
-    assert told.why_job(5, queue(0)).cause.code == "idle"
-
-
-def test_a_disabled_job_takes_nothing_new_and_ends_what_it_has():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
-    told.then(3, disabled("echo"))
-    off = told.why_job(5, queue(0))
-    assert (off.cause.code, off.state) == ("job_disabled", "disabled")
-    busy = told.why_job(5, queue(1, running=1))
-    assert busy.cause.code == "serving"
-    assert busy.cause.details[1].startswith("it takes no new invocations: the job was disabled")
-    assert told.then(6, deleted("echo")).why_job(7).state == "deleted"
-
-
-def test_a_job_tells_of_the_last_decision_on_its_number():
-    told = Told().then(0, created(ZERO), joined("w1")).then(1, scaled("echo", 0))
-    found = told.why_job(4, queue(0))
-    assert found.cause.code == "idle"
-    assert found.cause.details == (
-        "the job scales to 0 replicas 3.0 s ago by test: the test says so",
-    )
-
-
-# -- workers
-
-
-def test_a_worker_says_what_it_runs():
-    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO))
-    found = told.why_worker("w1", 3, beats("w1", 3, echo=1))
-    assert (found.cause.code, found.state) == ("serving", "joined")
-    assert found.cause.details == ("echo: ready, 1 of 1 slots busy",)
-    assert told.why_worker("w1", 60, beats("w1", 3)).cause.code == "no_conductor"
-    gone = told.then(9, lost("w1")).why_worker("w1", 12)
-    assert (gone.cause.code, gone.cause.text) == ("lost", "w1 was lost, silent for 9.0 s")
-
-
-def test_an_idle_worker_says_why_nothing_is_placed_on_it():
-    told = Told().then(0, created(ECHO), joined("w1"))
-    told.then(0, assigned("r1", "w1", ECHO), joined("w2"))
-    assert told.why_worker("w2", 1).cause.text == "no job wants more replicas than it has"
-    huge = job("huge", memory_mib=99_000)
-    cause = told.then(2, created(huge)).why_worker("w2", 3).cause
-    assert cause.code == "idle"
-    assert cause.details == ("huge: 3584 MiB free, 99000 needed",)
-
-
-def test_a_worker_sees_the_decisions_that_passed_it_over():
-    event = assigned("r1", "w1", ECHO)
-    chosen, passed = Candidate(worker="w1", score=0.9), Candidate(worker="w2", rejected="too small")
-    why = given.WHY.model_copy(update={"candidates": (chosen, passed)})
-    passing = event.model_copy(update={"data": event.data.model_copy(update={"why": why})})
-    told = Told().then(0, created(ECHO), joined("w1"), joined("w2")).then(1, passing)
-    found = told.why_worker("w2", 2)
-    assert [e.text for e in found.timeline] == ["w2 joined", "a replica of echo is given to w1"]
-    assert any("w1: 0.9; w2: too small" in line for line in lines(found))
-
-
-def test_a_worker_that_was_let_in_has_not_joined_yet():
-    found = Told().then(0, given.admitted("w1", "t1")).why_worker("w1", 5)
-    assert (found.cause.code, found.state) == ("admitted", "admitted")
 
 
 # -- what is believed, and how it is shown
@@ -380,5 +288,27 @@ def test_a_long_timeline_keeps_its_beginning_and_its_end():
     assert "failed" in timeline[-1].text
 
 
-def test_every_cause_of_a_wait_can_be_told_afterwards():
-    assert all(words.strip() for words in CODES.values())
+def test_what_the_conductor_sets_aside_is_not_believed_here_either():
+    told = Told().then(0, created(ECHO), joined("w1"), serving("r1", "w1", ECHO)).queued(1)
+    for event, subject in (
+        (deleted("echo"), "jf.reg.default.job.other.deleted"),
+        (assigned("r9", "w2", ECHO), "jf.ctl.default.echo.released.w2"),
+    ):
+        told.then(2, event)
+        told.records[-1] = replace(told.records[-1], subject=subject)
+    found = told.why_invocation(3, queue(3, before=2, running=1))
+    assert found.cause.code == "in_queue"
+    assert not [each for each in found.timeline if each.at > given.at(1)]
+
+
+def test_every_cause_is_told_afterwards_and_documented():
+    package = Path(jetfleet.__file__).parent
+    named = {
+        code
+        for module in ("causes", "explain", "explain_fleet")
+        for code in re.findall(r'Cause\(\s*"(\w+)"', (package / f"{module}.py").read_text())
+    }
+    assert {"in_queue", "no_fit", "idle"} <= named  # it finds them
+    assert named - {READY.code} <= CODES.keys()
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == CODES.keys()

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from given import assigned, created, decide, deleted, job, joined, preparing, released, serving
+from dataclasses import replace
+
+from given import (
+    TENANT,
+    assigned,
+    at,
+    created,
+    decide,
+    deleted,
+    in_words,
+    job,
+    joined,
+    model,
+    preparing,
+    released,
+    serving,
+    updated,
+    world,
+)
+from jetfleet.policies.placement import consider, place
 
 ECHO = job("echo")
 
@@ -23,3 +42,23 @@ def test_an_assignment_that_nothing_comes_of_is_taken_back_after_a_while():
     assert decide([created(ECHO)], happened, 40) == ["release r1", "echo on w1"]
     begun = [*happened, preparing("r1", "w1")]
     assert decide([created(ECHO)], begun, 4000) == []
+
+
+def test_nothing_is_placed_where_nobody_was_heard_for_a_while():
+    happened = [joined("w1", memory_mib=60_000), joined("w2")]
+    seen = replace(world([created(job("echo", replicas=3))], happened), silent={"w1"})
+    decisions = place(seen, at(0))
+    assert in_words(decisions) == ["echo on w2"] * 3
+    (told,) = (c.rejected for c in decisions[0].candidates if c.worker == "w1")
+    assert told == "has not been heard of for a while"
+    assert consider(seen, (TENANT, "echo"), at(0))[-1].rejected == told
+
+
+def test_a_job_waits_for_a_silent_worker_and_lets_nothing_go_to_make_room_elsewhere():
+    new = job("echo", of=model(version="2", memory_mib=3000))
+    declared = [created(ECHO), updated(new)]
+    there = [joined("w2", memory_mib=3512), serving("r1", "w2", ECHO)]
+    assert decide(declared, there) == ["release r1"]
+    seen = world(declared, [*there, joined("w1")])
+    assert in_words(place(seen, at(0))) == ["echo on w1"]
+    assert place(replace(seen, silent={"w1"}), at(0)) == ()

@@ -272,8 +272,10 @@ def test_of_a_worker_the_images_that_ran_last_are_remembered():
         state = evolve_images(state, ready("r1", "w1", "cog"), fleet)
     assert len(state.workers["w1"]) == KEPT
     assert state.workers["w1"][-1] == "registry.example/m5:1"
-    assert state.on("registry.example/m1:1") == {"w1"}
-    assert state.on("registry.example/m0:1") == frozenset()
+    ran = state.by_image()
+    assert len(ran) == KEPT
+    assert ran["registry.example/m1:1"] == {"w1"}
+    assert "registry.example/m0:1" not in ran
 
 
 def test_what_another_worker_says_of_a_replica_is_not_believed():

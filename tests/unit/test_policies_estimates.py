@@ -100,6 +100,13 @@ def test_without_replicas_past_runs_tell_and_without_runs_nothing():
     assert service_time(seen({}, services={"new": Service(0.0, 0, replicas=2)})) is None
 
 
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_in_which_order_types_of_gpu_were_told_of_changes_no_digit(replicas):
+    told = {f"gpu{mean}": Service(mean, 1, replicas) for mean in (0.1, 0.2, 0.3)}
+    other = dict(reversed(told.items()))
+    assert service_time(seen({}, services=told)) == service_time(seen({}, services=other))
+
+
 @generated(
     st.lists(st.integers(0, 3000), min_size=4, max_size=4), st.integers(1, 100), st.floats(0, 300)
 )

@@ -5,20 +5,35 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from itertools import pairwise
+from math import inf, nextafter
 
 import pytest
 
-from given import at, created, deleted, fleet, job, joined, registry, serving
+from given import (
+    assigned,
+    at,
+    created,
+    deleted,
+    envelope,
+    fleet,
+    job,
+    joined,
+    ready,
+    registry,
+    serving,
+)
 from jetfleet.clock import Clock
 from jetfleet.errors import ApiError
+from jetfleet.events import ReplicaReady
 from jetfleet.fleet import FleetState
 from jetfleet.policies.observation import JobObservation, Window
+from jetfleet.policies.placement import Observation, place
 from jetfleet.policies.scaling import ScalingDecision
 from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling
 from jetfleet.speeds import Speeds
 from jetfleet.stamp import Stamp
 from jetfleet_projections.observing import JobWatch, Watcher, lengths
-from jetfleet_projections.scaler import MOST_LOOKED_AT, Scaler, settle
+from jetfleet_projections.scaler import LONGEST_START_S, MOST_LOOKED_AT, Scaler, settle
 
 
 def watch(*arrivals: float, since: float = 0.0) -> JobWatch:
@@ -159,7 +174,7 @@ def test_what_another_raised_is_kept_for_as_long_as_the_policy_looks_back():
     for seconds in range(1, 30):
         assert other.decide(state, 0, seconds) == []
     (raised,) = one.decide(state, 4, 30)  # it has seen what the other has not
-    other.scaler.heard(raised)
+    other.scaler.heard(raised, state)
     state = fleet(raised, onto=state)
     changes = [seconds for seconds in range(31, 60) if other.decide(state, 0, seconds)]
     assert changes[0] == 42  # and it leaves 2 s to the one that decided last
@@ -179,7 +194,7 @@ def test_the_one_that_decided_last_goes_on_and_another_takes_over_when_it_does_n
     one, other = Deciding("one"), Deciding("other")
     (first,) = one.decide(fleet(), 0, 0)
     for each in (one, other):
-        each.scaler.heard(first)
+        each.scaler.heard(first, fleet())
     state = fleet(joined("w1"), first)
     assert next(second for second in range(1, 6) if other.decide(state, 2, second)) == 3
     assert one.decide(state, 2, 1)
@@ -227,11 +242,55 @@ def turns(policy, seed: int, starts: tuple[int, ...]) -> int:
                 state = fleet(event, onto=state)
                 numbers.append(event.data.desired)
                 for _, other in everyone:
-                    other.scaler.heard(event)
+                    other.scaler.heard(event, state)
                 fresh = [serving(f"r{step}-{n}", "w1", spec) for n in range(event.data.desired)]
                 state = replace(state, replicas=fleet(joined("w1"), *fresh).replicas)
     ups = [b > a for a, b in pairwise(numbers) if a != b]
     return sum(a != b for a, b in pairwise(ups))
+
+
+def extremes(spec: type[LagScaling | KpaScaling | SloScaling]):
+    """These parameters with each number as small and as large as one may declare it."""
+    for name, declared in spec.model_fields.items():
+        bounds = {type(each).__name__.lower(): each for each in declared.metadata}
+        if not bounds:
+            continue
+        least = bounds["ge"].ge if "ge" in bounds else nextafter(bounds["gt"].gt, inf)
+        most = (
+            bounds["le"].le
+            if "le" in bounds
+            else nextafter(getattr(bounds.get("lt"), "lt", inf), 0)
+        )
+        yield from (spec(**{name: number}) for number in (least, most))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [policy for spec in (LagScaling, KpaScaling, SloScaling) for policy in extremes(spec)],
+    ids=str,
+)
+def test_no_parameter_that_one_may_declare_stops_the_conductor(policy):
+    spec = ECHO.model_copy(update={"scaling": policy})
+    one, state = Deciding("one"), fleet(joined("w1"), serving("r1", "w1", spec))
+    watched = one.scaler.watcher.watches[KEY]
+    for seconds in range(400):
+        for step in range(5):
+            watched.arrived(seconds + step / 10)
+        if seconds % 20 == 0:
+            for event in one.decide(state, seconds % 60, seconds + 0.5, created(spec)):
+                state = fleet(event, onto=state)
+    seen = Observation(registry(created(spec)), state)
+    assert len(place(seen, at(400))) <= 9  # which knows of leases, too
+    assert 0 <= state.scaled[KEY][0] <= 9
+
+
+def test_how_long_a_start_took_is_heard_of_the_worker_that_has_the_replica():
+    one, state = Deciding("one"), fleet(joined("w1"), joined("w2"), assigned("r1", "w1", ECHO))
+    slow = ready("r1", "w1").data.model_copy(update={"prepare_s": 1e300})
+    for worker, replica, of in (("w1", "r1", "other"), ("w2", "r1", "echo"), ("w1", "r9", "echo")):
+        told = slow.model_copy(update={"worker": worker, "replica": replica, "job": of})
+        one.scaler.heard(ReplicaReady(**envelope(), data=told), state)
+    assert one.scaler._starts == {KEY: [LONGEST_START_S]}
 
 
 class Answering:

@@ -8,6 +8,7 @@ from given import envelope
 from jetfleet import speeds
 from jetfleet.events import JobLoad, WorkerHeartbeat
 from jetfleet.speeds import Speeds, evolve_speeds
+from jetfleet_projections.observing import services_of
 
 
 def load(
@@ -27,25 +28,39 @@ def after(*beats: tuple[str, list[JobLoad]]) -> Speeds:
     return state
 
 
+def mean_s(
+    told: Speeds, gpu: str = "", model: str = "echo:1", tenant: str = "default"
+) -> float | None:
+    """Of a run of a model on a type of GPU, as scaling sees it."""
+    service = services_of(told.by_model().get((tenant, model), {})).get(gpu)
+    return None if service is None else service.mean_s
+
+
 def test_what_no_one_told_is_not_known():
-    assert Speeds().lookup("default", "echo:1", "") is None
+    assert mean_s(Speeds()) is None
     told = after(("w1", [load(service_s=None, runs=0)]))
     assert told == Speeds()
 
 
 def test_the_last_word_of_a_worker_counts():
     told = after(("w1", [load(service_s=1.0)]), ("w1", [load(service_s=0.5, runs=2)]))
-    assert told.lookup("default", "echo:1", "") == 0.5
+    assert mean_s(told) == 0.5
 
 
 def test_workers_are_combined_by_how_many_runs_each_stands_for():
     told = after(("w1", [load(service_s=1.0, runs=30)]), ("w2", [load(service_s=2.0, runs=10)]))
-    assert told.lookup("default", "echo:1", "") == pytest.approx(1.25)
+    assert mean_s(told) == pytest.approx(1.25)
 
 
 def test_two_jobs_of_one_model_on_one_worker_are_combined():
     jobs = [load(service_s=1.0, runs=3), load(service_s=3.0, runs=1, job="other")]
-    assert after(("w1", jobs)).lookup("default", "echo:1", "") == pytest.approx(1.5)
+    assert mean_s(after(("w1", jobs))) == pytest.approx(1.5)
+
+
+def test_numbers_that_cannot_be_are_taken_for_the_most_there_may_be():
+    told = after(("w1", [load(service_s=1e308, runs=10**400)]), ("w2", [load(service_s=1.0)]))
+    assert told.of_worker("w1", "default", "echo:1") == (speeds.LONGEST_S, speeds.MOST_RUNS)
+    assert told.lookup("default", "echo:1", "") <= speeds.LONGEST_S
 
 
 def test_types_of_gpu_models_and_tenants_are_kept_apart():
@@ -54,18 +69,16 @@ def test_types_of_gpu_models_and_tenants_are_kept_apart():
         ("w2", [load(gpu="T4", service_s=9.0)]),
         ("w3", [load(tenant="acme", gpu="T4", service_s=5.0)]),
     )
-    assert told.lookup("default", "echo:1", "H100") == 1.0
-    assert told.lookup("default", "echo:1", "T4") == 9.0
-    assert told.lookup("acme", "echo:1", "T4") == 5.0
-    assert told.lookup("default", "echo:2", "T4") is None
-    assert told.kinds() == {
-        ("default", "echo:1", "H100"), ("default", "echo:1", "T4"), ("acme", "echo:1", "T4"),
-    }  # fmt: skip
+    assert mean_s(told, "H100") == 1.0
+    assert mean_s(told, "T4") == 9.0
+    assert mean_s(told, "T4", tenant="acme") == 5.0
+    assert mean_s(told, "T4", "echo:2") is None
+    assert told.by_model().keys() == {("default", "echo:1"), ("acme", "echo:1")}
 
 
 def test_what_a_worker_told_of_a_job_that_it_serves_no_more_is_kept():
     told = after(("w1", [load(service_s=2.0)]), ("w1", [load("other:1")]), ("w1", []))
-    assert told.lookup("default", "echo:1", "") == 2.0
+    assert mean_s(told) == 2.0
 
 
 def test_the_table_is_bounded_by_forgetting_who_told_nothing_for_longest(monkeypatch):
@@ -93,8 +106,8 @@ def test_folding_changes_no_state_that_was_there():
             ),
         ),
     )
-    assert before.lookup("default", "echo:1", "") == 1.0
-    assert after_more.lookup("default", "echo:1", "") == 3.0
+    assert mean_s(before) == 1.0
+    assert mean_s(after_more) == 3.0
 
 
 def test_a_worker_is_asked_for_its_own_speed_on_whatever_gpus():

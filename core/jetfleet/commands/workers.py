@@ -80,15 +80,10 @@ async def _row(client: Client, worker: str) -> dict[str, Any]:
 
 async def _heard(client: Client, rows: list[dict[str, Any]]) -> dict[str, Heard]:
     """The last heartbeat of those at work, by worker, as far as there is one of this session."""
-    from jetfleet.telemetry import last_heartbeat
+    from jetfleet.telemetry import last_heartbeats
 
     live = {row["worker"]: row["session"] for row in rows if row["state"] in ("joined", "draining")}
-    beats = await asyncio.gather(*(last_heartbeat(client.connection, name) for name in live))
-    return {
-        name: heard
-        for (name, session), heard in zip(live.items(), beats, strict=True)
-        if heard is not None and heard.heartbeat.data.session == session
-    }
+    return await last_heartbeats(client.connection, live)
 
 
 def _whole(row: dict[str, Any], heard: Heard | None) -> dict[str, Any]:

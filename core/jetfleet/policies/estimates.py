@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import fsum, sqrt
 from operator import mul, sub
 
 from jetfleet.policies.observation import JobObservation
@@ -86,10 +86,11 @@ def service_time(observation: JobObservation) -> float | None:
     """Mean seconds of a run on the replicas the job has; before it has any, over past runs.
 
     Replicas of different speed add up as rates, so their mean is harmonic. None: never measured.
+    ``fsum``: whoever adds up the same in another order decides the same.
     """
     known = [s for s in observation.services.values() if s.mean_s > 0 and s.runs > 0]
     replicas = sum(s.replicas for s in known)
     if replicas:
-        return replicas / sum(s.replicas / s.mean_s for s in known)
+        return replicas / fsum(s.replicas / s.mean_s for s in known)
     runs = sum(s.runs for s in known)
-    return sum(s.mean_s * s.runs for s in known) / runs if runs else None
+    return fsum(s.mean_s * s.runs for s in known) / runs if runs else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import fsum
 
 from jetfleet.policies.placement_rooms import Room
 from jetfleet.speeds import Sample
@@ -38,7 +39,7 @@ class SpeedsOfModel:
         means = {}
         for gpu, told in samples.items():
             runs = sum(sample.runs for sample in told.values())
-            means[gpu] = sum(sample.service_s * sample.runs for sample in told.values()) / runs
+            means[gpu] = fsum(sample.service_s * sample.runs for sample in told.values()) / runs
         single = (sample.service_s for told in samples.values() for sample in told.values())
         return cls(samples, means, min(single, default=0.0))
 
@@ -67,21 +68,31 @@ class Liking:
         self.owners[owner] = self.owners.get(owner, 0) + 1
 
     def parts(self, worker: str, owner: str, gpu: str) -> dict[str, float]:
-        """``gpu``: type of the one that the replica would get; a worker of which nothing is known,
-        like the empty name, stands for all such."""
-        apart = 1.0
-        if self.spread and owner in self.owners:
-            there, near = self.workers.get(worker, 0), self.owners[owner]
-            apart = ON_THE_WORKER / (1 + there) + (1 - ON_THE_WORKER) / (1 + near)
+        """``gpu``: type of the one that the replica would get."""
+        apart = self._apart(self.workers, worker, ON_THE_WORKER)
+        near = self._apart(self.owners, owner, 1 - ON_THE_WORKER)
+        return {**self._own(worker, gpu, apart), "apart": apart + near}
+
+    def own(self, worker: str, gpu: str) -> float:
+        """What these parts weigh, but for ``near``: it is the same for all workers of an owner."""
+        return weigh(self._own(worker, gpu, self._apart(self.workers, worker, ON_THE_WORKER)))
+
+    def near(self, owner: str) -> float:
+        """What it weighs how few of the job's replicas are on workers of this owner."""
+        return WEIGHTS["apart"] * self._apart(self.owners, owner, 1 - ON_THE_WORKER)
+
+    def _own(self, worker: str, gpu: str, apart: float) -> dict[str, float]:
         image = self.has_image is None or worker in self.has_image
-        return {
-            "apart": apart, "speed": self.speeds.part(worker, gpu), "image": float(image),
-        }  # fmt: skip
+        speed = self.speeds.part(worker, gpu)
+        return {"apart": apart, "speed": speed, "image": float(image)}
+
+    def _apart(self, counts: Mapping[str, int], name: str, whole: float) -> float:
+        return whole / (1 + counts.get(name, 0)) if self.spread else whole
 
     def known(self) -> set[str]:
-        """Workers with a part of their own: they are looked at one by one."""
+        """Workers that differ from others of their shelf by more than an image that ran there."""
         told = (worker for samples in self.speeds.samples.values() for worker in samples)
-        return {*told, *self.workers, *(self.has_image or ())}
+        return {*told, *self.workers}
 
 
 def standing(room: Room, gpu: bool, pack: bool) -> dict[str, float]:

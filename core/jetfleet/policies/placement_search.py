@@ -5,7 +5,8 @@ Values in, decisions out; ``placement`` says which replicas are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +34,6 @@ from jetfleet.policies.placement_scores import (
     Shelves,
     SpeedsOfModel,
     standing,
-    weigh,
 )
 from jetfleet.policies.trials import gate
 from jetfleet.specs import JobSpec, Resources
@@ -47,12 +47,13 @@ SCORED, REJECTED = 16, 16  # so many candidates of each kind are published with 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the policy sees: the two folds, as of their ``seq``, and what is known of speeds and
-    images."""
+    images. ``silent``: workers that were not heard for so long that they may be lost."""
 
     registry: RegistryState
     fleet: FleetState
     speeds: Speeds = field(default_factory=Speeds)
     images: Images = field(default_factory=Images)
+    silent: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Round:
     decisions: list[Decision] = field(default_factory=list)
     full: set[object] = field(default_factory=set)  # what is needed that no room has any more
     shelves: dict[tuple[bool, bool], Shelves] = field(default_factory=dict)
+    changes: int = 0  # of what is left on any worker
 
     @property
     def fleet(self) -> FleetState:
@@ -107,6 +109,11 @@ class Round:
         for (key, worker), times in self.fleet.failures.items():
             found.setdefault(key, {})[worker] = times
         return found
+
+    @cached_property
+    def ran(self) -> Mapping[str, frozenset[str]]:
+        """Workers that ran each image; see ``Images.by_image``."""
+        return self.seen.images.by_image()
 
     def shelves_for(self, spec: JobSpec) -> Shelves:
         """The workers in the order of what does not depend on the job alone."""
@@ -130,6 +137,7 @@ class Round:
         for shelves in self.shelves.values():
             shelves.remove(room)
         change()
+        self.changes += 1
         for shelves in self.shelves.values():
             shelves.add(room)
 
@@ -147,7 +155,10 @@ class Search:
     taken: set[str] = field(default_factory=set)  # see ``place_of``
     passed: list[Candidate] = field(default_factory=list)
     has_room: bool = False  # somewhere, were it not for its other replicas and for failures
-    waits: bool = False  # a worker has a place, and is only left alone after a failure
+    waits: bool = False  # a worker has a place, and is only left alone for a while
+    # Of known workers by owner, the best first, as if no replica were near; see ``_ranks``.
+    _by_owner: dict[str, list[Rank]] = field(default_factory=dict)
+    _as_of: int = -1  # changes of the round
 
     @classmethod
     def of(cls, work: Round, job: JobState, current: Iterable[ReplicaState]) -> Search:
@@ -155,7 +166,7 @@ class Search:
         liking = Liking(
             spec.placement.prefer == "spread",
             SpeedsOfModel.of(work.told.get((job.tenant, model.ref), {})),
-            None if model.image is None else work.seen.images.on(model.image),
+            None if model.image is None else work.ran.get(model.image, frozenset()),
         )
         failures = work.failures.get((job.tenant, spec.name), {})
         if (closed := gate(work.fleet, job)) is not None:
@@ -183,15 +194,20 @@ class Search:
     def best(self) -> list[Rank]:
         """The workers that are liked best of those that can take one more, the first the best."""
         self.passed, self.has_room, self.waits = [], False, False
-        shelves = self.work.shelves_for(self.job.spec)
-        each = sorted(self._one_by_one())
-        return list(islice(merge(each, *(self._walk(shelf) for shelf in shelves.all())), SCORED))
+        ran = (None,) if not self.liking.has_image else (True, False)
+        each = (self._of_owner(*known) for known in sorted(self._ranks().items()))
+        others = (
+            self._walk(shelf, with_image)
+            for shelf in self.work.shelves_for(self.job.spec).all()
+            for with_image in ran
+        )
+        return list(islice(merge(*each, *others), SCORED))
 
     def consider(self) -> tuple[Candidate, ...]:
         """All workers, those that can take one more first, the best of them the first."""
         ranks, rejected = [], []
         for name, room in self.work.rooms.items():
-            if objection := self.objection(room):
+            if objection := self._objection_now(room):
                 rejected.append(Candidate(worker=name, rejected=objection))
             else:
                 ranks.append(self.rank(room))
@@ -199,10 +215,14 @@ class Search:
 
     def rank(self, room: Room) -> Rank:
         """What is thought of a worker, whether it can take one more or not."""
-        worker, shelves = room.worker, self.work.shelves_for(self.job.spec)
-        score, price, replicas, name = shelves.rank(room)
+        score, price, replicas, name = self._rank_alone(room)
+        return (score - self.liking.near(room.worker.owner), price, replicas, name)
+
+    def _rank_alone(self, room: Room) -> Rank:
+        """The same as if no replica of the job were with its owner."""
+        score, price, replicas, name = self.work.shelves_for(self.job.spec).rank(room)
         gpus = room.gpus_for(self.job.spec.model.resources) or ()
-        own = weigh(self.liking.parts(name, worker.owner, room.kind_of(gpus)))
+        own = self.liking.own(name, room.kind_of(gpus))
         return (score - own + len(self.failures.get(name, ())), price, replicas, name)
 
     def decide(self, ranked: Sequence[Rank], why: str, replaces: str = "") -> None:
@@ -231,35 +251,68 @@ class Search:
                 trial=self.trial is not None,
             )
         )
+        ranks = self._ranks().setdefault(room.worker.owner, [])
+        ranks[:] = [rank for rank in ranks if rank[-1] != name]
         self.work.take(room, need, gpus)
         self.occupy(room)
+        insort(ranks, self._rank_alone(room))
+        self._as_of = self.work.changes
 
-    def _one_by_one(self) -> Iterator[Rank]:
-        """Those that something is known of."""
-        for name in sorted(self.known):
-            room = self.work.rooms.get(name)
-            if room is not None and self._takes(room):
-                yield self.rank(room)
+    def _ranks(self) -> dict[str, list[Rank]]:
+        """Those that something is known of; anew where a worker changed by another's decision.
 
-    def _walk(self, shelf: Shelf) -> Iterator[Rank]:
-        """The others of a shelf, the best first."""
-        own: float | None = None
+        A replica more changes the score of all workers of its owner by the same, so they stay in
+        order, and the next replica of a large job is found without a look at each.
+        """
+        if self._as_of != self.work.changes:
+            self._by_owner, self._as_of = {}, self.work.changes
+            for name in self.known:
+                room = self.work.rooms.get(name)
+                if room is not None:
+                    rank = self._rank_alone(room)
+                    self._by_owner.setdefault(room.worker.owner, []).append(rank)
+            for ranks in self._by_owner.values():
+                ranks.sort()
+        return self._by_owner
+
+    def _of_owner(self, owner: str, ranks: Sequence[Rank]) -> Iterator[Rank]:
+        """Those of them that can take one more."""
+        near = self.liking.near(owner)
+        for score, price, replicas, name in ranks:
+            if self._takes(self.work.rooms[name]):
+                yield (score - near, price, replicas, name)
+
+    def _walk(self, shelf: Shelf, with_image: bool | None) -> Iterator[Rank]:
+        """The others of a shelf, the best first: those that ran the image, or did not; or all."""
+        own, near = None, self.liking.near(shelf.owner)
+        has_image = self.liking.has_image or frozenset()
         for score, price, replicas, name in shelf.ranks:
+            if name in self.known or with_image not in (None, name in has_image):
+                continue
             room = self.work.rooms[name]
-            if name in self.known or not self._takes(room):
+            if not self._takes(room):
                 continue
             if own is None:
                 gpus = room.gpus_for(self.job.spec.model.resources) or ()
                 kind = room.kind_of(gpus) if shelf.kind is None else shelf.kind
-                own = weigh(self.liking.parts("", shelf.owner, kind))
-            yield (score - own, price, replicas, name)
+                own = self.liking.own(name, kind)
+            yield (score - own - near, price, replicas, name)
 
     def _takes(self, room: Room) -> bool:
         """Whether it passes all filters; notes the first that do not, and why."""
-        objection = self.objection(room)
+        objection = self._objection_now(room)
         if objection and len(self.passed) < REJECTED:
             self.passed.append(Candidate(worker=room.worker.name, rejected=objection))
         return not objection
+
+    def _objection_now(self, room: Room) -> str:
+        """The same, also of a worker that will be lost or heard again in a moment."""
+        if objection := self.objection(room):
+            return objection
+        if room.worker.name not in self.work.seen.silent:
+            return ""
+        self.waits = True
+        return "has not been heard of for a while"
 
     def objection(self, room: Room) -> str:
         """What stands against one more replica there; empty: nothing."""
