@@ -38,6 +38,7 @@ from jetfleet.events import (
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    RoomFor,
     Why,
     WorkerAdmitted,
     WorkerDraining,
@@ -199,34 +200,34 @@ def failed(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> E
     return ReplicaFailed(**envelope(seconds), data=data)
 
 
-def stopped(replica: str, worker: str, of: str = "echo") -> Event:
-    return ReplicaStopped(**envelope(), data=_replica(replica, worker, of))
+def stopped(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> Event:
+    return ReplicaStopped(**envelope(seconds), data=_replica(replica, worker, of))
 
 
 # -- what is decided
 
 
 def assigned(
-    replica: str,
-    worker: str,
-    spec: JobSpec,
-    seconds: float = 0,
-    gpus: tuple[str, ...] = (),
-    replaces: str = "",
-    *,
-    trial: bool = False,
-    registry_seq: int = 0,
-) -> Event:
+    replica: str, worker: str, spec: JobSpec, seconds: float = 0, gpus: tuple[str, ...] = (),
+    replaces: str = "", *, registry_seq: int = 0, **more: Any,
+) -> Event:  # fmt: skip
     why = WHY.model_copy(update={"observed_registry_seq": registry_seq})
     data = {
         **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": why,
-        "replaces": replaces, "trial": trial,
+        "replaces": replaces, **more,
     }  # fmt: skip
     return ReplicaAssigned(**envelope(seconds), data=data)
 
 
-def released(replica: str, worker: str, of: str = "echo") -> Event:
-    return ReplicaReleased(**envelope(), data={**_replica(replica, worker, of), "why": WHY})
+def released(
+    replica: str, worker: str, of: str = "echo", seconds: float = 0, room_for: RoomFor | None = None
+) -> Event:
+    data = {**_replica(replica, worker, of), "room_for": room_for, "why": WHY}
+    return ReplicaReleased(**envelope(seconds), data=data)
+
+
+def room_for(name: str, priority: int = 10, tenant: str = TENANT) -> RoomFor:
+    return RoomFor(tenant=tenant, job=name, priority=priority)
 
 
 def scaled(of: str, desired: int, *, registry_seq: int = 9, seconds: float = 0) -> Event:
@@ -381,7 +382,7 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
             )  # fmt: skip
         else:
             gone = decision.replica
-            event = released(gone.id, gone.worker, gone.job)
+            event = released(gone.id, gone.worker, gone.job, seconds, decision.room_for)
         state = fleet(event, onto=state)
     return replace(seen, fleet=state)
 

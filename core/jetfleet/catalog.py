@@ -36,6 +36,10 @@ class JobState:
     updated_seq: int
     created_at: datetime
 
+    @property
+    def key(self) -> JobKey:
+        return (self.tenant, self.spec.name)
+
 
 @dataclass(frozen=True, slots=True)
 class RegistryState:

@@ -12,16 +12,15 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from jetfleet.catalog import JobKey, JobState
+from jetfleet.causes_placed import by_precedence
+from jetfleet.causes_trials import by_trial
 from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies import placement_asked
 from jetfleet.policies.placement import Observation
-from jetfleet.policies.placement_filters import UNTRUSTED
-from jetfleet.policies.trials import gate
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.specs import JobSpec
 from jetfleet.story import Story
-from jetfleet.trials import failed_words, untrusted_words
 
 if TYPE_CHECKING:
     from jetfleet.telemetry import Heard
@@ -41,6 +40,8 @@ CODES: Mapping[str, str] = {
     "no_fit": "no worker could take it",
     "trial_failed": "its model had failed its trial",
     "no_trusted_worker": "no trusted worker was at work to try its model",
+    "making_room": "less important replicas made room for it",
+    "preempted": "a more important job had its place",
     "backing_off": "the model had failed, and its workers paused",
     "no_replicas_wanted": "the job wanted no replicas",
     "waking": "the job was at zero, to be scaled up",
@@ -54,6 +55,7 @@ CODES: Mapping[str, str] = {
     "not_in_queue": "the queue did not have it",
     "in_queue": "its turn in the queue had not come",
     "next": "a free slot was about to take it",
+    "left_to_faster": "slower workers left it to faster ones",
     "taken": "a worker had it, and had not begun",
     "redelivery": "an attempt was lost, and the queue was to hand it out again",
     # it does not wait for a start
@@ -255,9 +257,18 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     if not placement_asked.wanted(observation, job):
         return _none_wanted(story, job, seen, since)
     against = placement_asked.objections(observation, job, seen.now)
-    closed = _closed(story, job, against)
-    if closed is not None or not all(against.values()):
-        return closed or _undecided(story, job, seen)
+    told = by_trial(story.fleet, job, against)
+    if told is None and not all(against.values()):
+        return _undecided(story, job, seen)
+    told = told or by_precedence(story, job, seen.now, against, CONDUCTOR_S)
+    if told is not None:
+        return Cause(*told, _one_by_one(against))
+    return _by_filters(story, job, seen, against)
+
+
+def _by_filters(story: Story, job: JobState, seen: Seen, against: Mapping[str, str]) -> Cause:
+    """What each worker objects to, or that there is none."""
+    observation = Observation(story.registry, story.fleet)
     spec, away = job.spec, dict[str, str]()
     if spec.assignment == "manual":
         away = {n: whereabouts(story, seen.now, n) for n in spec.workers if n not in against}
@@ -273,16 +284,6 @@ def shortage(story: Story, job: JobState, seen: Seen, since: datetime | None) ->
     if pausing:
         return _backing_off(story, job, pausing, against)
     return Cause("no_fit", _no_fit(spec, len(against)), details=_one_by_one({**against, **away}))
-
-
-def _closed(story: Story, job: JobState, against: Mapping[str, str]) -> Cause | None:
-    """That its model's trial failed, or nobody is there to try it; None: no trial is in the way."""
-    trial, model = gate(story.fleet, job), job.spec.model.ref
-    if trial is not None and trial.status == "failed":
-        return Cause("trial_failed", failed_words(model, trial.worker, trial.reason))
-    if trial is None or not against or any(each != UNTRUSTED for each in against.values()):
-        return None
-    return Cause("no_trusted_worker", untrusted_words(model), details=_one_by_one(against))
 
 
 def _none_wanted(story: Story, job: JobState, seen: Seen, since: datetime | None) -> Cause:

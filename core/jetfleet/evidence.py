@@ -14,7 +14,7 @@ from jetfleet.causes import Cause, Seen, waits_for
 from jetfleet.errors import JobNotFound, WorkerNotFound
 from jetfleet.events import InvocationQueued
 from jetfleet.explain import Explanation, Waits, explain_invocation, work_of
-from jetfleet.explain_fleet import explain_job, explain_worker
+from jetfleet.explain_fleet import explain_job, explain_worker, further_replica
 from jetfleet.story import Story
 from jetfleet.streams import FLEET, REGISTRY
 from jetfleet.subjects import DEFAULT_CLASS
@@ -54,6 +54,12 @@ class Watch:
         """What the invocations of a job wait for, as far as the log tells; ``causes.READY``."""
         now = await self.refresh()
         return waits_for(self.story, (self.client.settings.tenant, job), Seen(now), since)
+
+    async def lacks(self, job: str) -> Cause | None:
+        """Why a job has fewer replicas than it wants, as far as the log tells; None: it has all."""
+        now, key = await self.refresh(), (self.client.settings.tenant, job)
+        state = self.story.registry.jobs.get(key)
+        return None if state is None else further_replica(self.story, state, Seen(now))
 
     async def heard(self, workers: Iterable[str]) -> dict[str, Heard]:
         """The last heartbeats of these workers' present sessions."""

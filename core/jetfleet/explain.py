@@ -16,13 +16,16 @@ from jetfleet.catalog import JobKey
 from jetfleet.causes import (
     READY,
     Cause,
+    Queue,
     Seen,
     busy_slots,
     duration,
+    ready_replicas,
     silence,
     slots_told,
     waits_for,
 )
+from jetfleet.causes_placed import left_to_faster
 from jetfleet.events import (
     OUTCOMES,
     AnyEvent,
@@ -199,7 +202,7 @@ def _without_a_model(story: Story, work: Work, seen: Seen) -> bool:
 
 def _in_queue(story: Story, work: Work, seen: Seen, *, again: bool) -> Cause:
     """There are replicas: where it stands in the queue. ``again``: an attempt of it was lost."""
-    queue, view = seen.queue, work.view
+    queue, view, key = seen.queue, work.view, (work.view.tenant, work.view.job)
     if queue is None:
         return Cause("in_queue", "its turn in the queue has not come")
     if again and queue.handed_out and queue.running:  # to the one that lost it, for all we know
@@ -214,14 +217,22 @@ def _in_queue(story: Story, work: Work, seen: Seen, *, again: bool) -> Cause:
     if queue.handed_out and queue.running:
         text = "a worker has pulled it and has not said that it runs"
         return Cause("taken", text)
-    busy, slots, names = busy_slots(story, (view.tenant, view.job), seen)
+    return _place(story, key, seen, queue)
+
+
+def _place(story: Story, key: JobKey, seen: Seen, queue: Queue) -> Cause:
+    """Where it stands in a queue that holds it, and who could take it."""
+    busy, slots, names = busy_slots(story, key, seen)
     before = max(0, queue.before - (queue.running or 0))
     waiting = max(queue.unfinished - (queue.running or 0), before + 1)
     of_slots = f"{busy} of {slots} slots are busy on {names}"
+    ready, balanced = ready_replicas(story, key), story.balanced.get(key)
+    if left := left_to_faster(balanced, seen.heard, ready, busy, waiting):
+        return Cause("left_to_faster", f"it is {before + 1} of {left}; {of_slots}")
     if before < slots - busy:
         return Cause("next", f"a slot is free for it and is about to take it; {of_slots}")
     place = f"it is {before + 1} of {waiting}" if queue.counted else f"over {before} are before it"
-    return Cause("in_queue", f"{place} in the queue of {view.job}; {of_slots}")
+    return Cause("in_queue", f"{place} in the queue of {key[1]}; {of_slots}")
 
 
 def _context(story: Story, work: Work) -> list[Entry]:
@@ -230,15 +241,15 @@ def _context(story: Story, work: Work) -> list[Entry]:
     key = (work.view.tenant, work.view.job)
     now = {work.replica, *(r.id for r in story.fleet.replicas.values() if r.key == key)}
     found: list[Entry] = []
-    scaled: Entry | None = None
+    before: dict[str, Entry] = {}  # the last decision of each kind
     for each in story.entries:
         if end is not None and each.at > end:
             break
         if each.at >= work.queued_at or each.about in now:
             found.append(each)
-        elif each.type == "jetfleet.job.scaled":
-            scaled = each
-    return found if scaled is None else [scaled, *found]
+        elif each.type in ("jetfleet.job.scaled", "jetfleet.job.balanced"):
+            before[each.type] = each
+    return [*before.values(), *found]
 
 
 def invocation_words(event: AnyEvent) -> str:

@@ -18,6 +18,7 @@ from jetfleet.causes import (
     slots_told,
     waits_for,
 )
+from jetfleet.causes_placed import thresholds_in_words
 from jetfleet.explain import Explanation, shown
 from jetfleet.fleet import ReplicaState
 from jetfleet.policies import placement_asked, trials
@@ -84,11 +85,22 @@ def _serving(story: Story, job: JobState, seen: Seen, waiting: int) -> Cause:
         f"{len(ready)} of {wanted} replicas are ready; {busy} of {slots} slots are busy on {names}"
     )
     details: tuple[str, ...] = ()
-    if len(placement_asked.staying(story.fleet, job)) < wanted:
-        short = shortage(story, job, seen, None)
-        details = (f"no further replica: {short.text}", *short.details)
+    if (short := further_replica(story, job, seen)) is not None:
+        details = (short.text, *short.details)
+    balanced = story.balanced.get(key)
+    if balanced is not None and (thresholds := thresholds_in_words(balanced)):
+        details = (*details, thresholds)
     code = "serving" if waiting or busy else "idle"
     return Cause(code, text, details=details)
+
+
+def further_replica(story: Story, job: JobState, seen: Seen) -> Cause | None:
+    """Why a job has fewer replicas than it wants; None: it has as many."""
+    there, wanted = placement_asked.staying(story.fleet, job), placement_asked.wanted
+    if len(there) >= wanted(_observation(story), job):
+        return None
+    short = shortage(story, job, seen, None)
+    return replace(short, text=f"no further replica: {short.text}")
 
 
 def _observation(story: Story) -> Observation:

@@ -37,6 +37,7 @@ from jetfleet.events import (
 from jetfleet.persistent import drop, put
 from jetfleet.specs import JobSpec, Machine, ModelSpec
 from jetfleet.trials import LOST_KEPT, Served, Trial, TrialKey
+from jetfleet.yielding import Freed, Yielded, Yields, frees, yields
 
 WorkerStatus = Literal["joined", "draining", "left", "lost"]
 ReplicaStatus = Literal["assigned", "preparing", "ready", "releasing"]
@@ -99,6 +100,7 @@ class ReplicaState:
     replaces: str = ""  # id of the replica that goes once this one serves
     trial: bool = False  # it was to run the model's example first
     registry_seq: int = 0  # registry events known when it was assigned
+    yields_to: JobKey | None = None  # the more important job that it makes room for
 
     @property
     def key(self) -> JobKey:
@@ -131,6 +133,9 @@ class FleetState:
         """The model that the job had anywhere last; None: none, since it was made."""
         served = self.served.get((job.tenant, job.spec.name))
         return None if served is None or served.registry_seq < job.created_seq else served.model
+
+    yielded: Yields = field(default_factory=dict)
+    freed: Freed = field(default_factory=dict)  # until the job has a replica there
 
     def desired(self, job: JobState) -> int | None:
         """By the last scaling decision; None: none was taken since the job was made."""
@@ -208,15 +213,24 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
         gpus=data.gpus, replaces=data.replaces, trial=data.trial,
         registry_seq=data.why.observed_registry_seq,
     )  # fmt: skip
-    assigned = replace(state, replicas=put(state.replicas, data.replica, new))
+    freed = drop(state.freed, (new.key, data.worker))
+    assigned = replace(state, replicas=put(state.replicas, data.replica, new), freed=freed)
     return assigned if data.trial else _serves(assigned, new)
 
 
 @_fleet.register
 def _(event: ReplicaReleased, state: FleetState, seq: int) -> FleetState:
-    return _change_replica(
-        state, event.data.replica, event.data.worker, "releasing", released_seq=seq
+    data, asked = event.data, event.data.room_for
+    to = None if asked is None else (asked.tenant, asked.job)
+    changed = _change_replica(
+        state, data.replica, data.worker, "releasing", released_seq=seq, yields_to=to
     )
+    said_again = changed is state or state.replicas[data.replica].status == "releasing"
+    if asked is None or to is None or said_again:
+        return changed
+    last = Yielded((event.time,), to, asked.priority)
+    key = state.replicas[data.replica].key
+    return replace(changed, yielded=yields(state.yielded, key, data.worker, last=last))
 
 
 @_fleet.register
@@ -246,7 +260,7 @@ def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
     if not _known(state, data.replica, data.worker):
         return state
     replica = state.replicas[data.replica]  # its job is a claim of the worker
-    left = replace(state, replicas=drop(state.replicas, data.replica))
+    left = _without(state, data.replica, event.time)
     trial = state.trials.get(replica.trial_key)
     if replica.trial and (trial is None or trial.status != "verified"):
         return _trial_lost(left, replica, event.time)  # nothing is wrong with what it had before
@@ -286,7 +300,14 @@ def _(event: JobTried, state: FleetState, seq: int) -> FleetState:
 def _(event: ReplicaStopped, state: FleetState, seq: int) -> FleetState:
     if not _known(state, event.data.replica, event.data.worker):
         return state
-    return replace(state, replicas=drop(state.replicas, event.data.replica))
+    return _without(state, event.data.replica, event.time)
+
+
+def _without(state: FleetState, replica: str, at: datetime) -> FleetState:
+    """A replica has ended by itself or as it was asked to."""
+    gone = state.replicas[replica]
+    freed = frees(state.freed, gone.yields_to, gone.worker, at)
+    return replace(state, replicas=drop(state.replicas, replica), freed=freed)
 
 
 def _known(state: FleetState, replica: str, worker: str) -> bool:
@@ -338,6 +359,7 @@ def _change_replica(
     *,
     ready_at: datetime | None = None,
     released_seq: int = 0,
+    yields_to: JobKey | None = None,
 ) -> FleetState:
     if not _known(state, replica, worker):
         return state
@@ -346,6 +368,6 @@ def _change_replica(
         return state  # what was released does not come back
     new = replace(
         old, status=status, ready_at=ready_at or old.ready_at,
-        released_seq=released_seq or old.released_seq,
+        released_seq=released_seq or old.released_seq, yields_to=yields_to or old.yields_to,
     )  # fmt: skip
     return replace(state, replicas=put(state.replicas, replica, new))

@@ -30,3 +30,10 @@ class PlacementSpec(BaseModel):
         "spread", description="rather where most is free, or where least is, so that others empty"
     )
     stay: bool = Field(False, description="never move a replica because a better worker is there")
+    priority: int = Field(
+        0, ge=-1_000_000, le=1_000_000,
+        description="how important it is: higher is placed first, and may take the place of lower",
+    )  # fmt: skip
+    preempt: Literal["lower", "never"] = Field(
+        "lower", description="whose place it may take where there is no room; never: nobody's"
+    )

@@ -93,6 +93,10 @@ class SloScaling(_Parameters):
         0.05, ge=0, lt=1, description="a smaller share of the replicas is not let go"
     )
     max_peakedness: float = Field(8.0, ge=1, le=1000, description="burstiness is taken for no more")
+    patience: float = Field(
+        0.5, ge=0, le=1,
+        description="a queue that what is there ends within this share of wait_s is no backlog",
+    )  # fmt: skip
     hold_cold_starts: float = Field(
         3.0, ge=0, le=24, description="down only to the most wanted over this many cold starts"
     )

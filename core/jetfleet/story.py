@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from jetfleet.agreement import disagreement
 from jetfleet.catalog import JobKey, RegistryState, evolve_registry
+from jetfleet.causes_placed import thresholds_in_words
 from jetfleet.events import (
     AnyEvent,
+    JobBalanced,
     JobCreated,
     JobDeleted,
     JobDisabled,
@@ -98,6 +100,7 @@ class Story:
     workers: dict[str, Since] = field(default_factory=dict)  # what each said or was said of it last
     closed: dict[JobKey, Since] = field(default_factory=dict)  # disabled or deleted jobs
     scaled: dict[JobKey, Entry] = field(default_factory=dict)  # the last decision on the number
+    balanced: dict[JobKey, JobBalanced] = field(default_factory=dict)  # the last thresholds
     moved: dict[JobKey, datetime] = field(default_factory=dict)  # the last event of each job
     fleet_moved: datetime | None = None  # when room last came or went: a worker, or a replica's
 
@@ -154,7 +157,8 @@ class Story:
             mine = [r for r in self.fleet.replicas.values() if r.key == self.job]
             lacking = self.job in self.registry.jobs and not any(r.status == "ready" for r in mine)
             return lacking or any(r.worker == worker for r in mine)
-        return key == self.job
+        asked = event.data.room_for if isinstance(event, ReplicaReleased) else None
+        return self.job in (key, None if asked is None else (asked.tenant, asked.job))
 
     def _note(self, record: Record, event: AnyEvent, key: JobKey | None) -> None:
         at = record.time
@@ -182,13 +186,17 @@ class Story:
                 self.closed.pop(key, None)
             case JobScaled():
                 self.scaled[key] = entry(record, event)
+            case JobBalanced():
+                self.balanced[key] = event
 
     def _keep(self, new: Entry) -> None:
-        """Of the progress of one preparation the last is enough."""
+        """Of the progress of one preparation, and of thresholds, the last is enough."""
         last = self.entries[-1] if self.entries else None
         alike = last is not None and (last.type, last.about) == (new.type, new.about)
         if alike and new.type == ReplicaPreparing.model_fields["type"].default:
             new = replace(new, at=self.entries.pop().at)
+        elif alike and new.type == JobBalanced.model_fields["type"].default:
+            self.entries.pop()
         self.entries.append(new)
 
 
@@ -214,8 +222,11 @@ def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each
         case ReplicaAssigned():
             on_trial = ", to try its model" if data.trial else ""
             return f"a replica of {data.job} is given to {data.worker}{on_trial}"
+        case JobBalanced():
+            return thresholds_in_words(event) or "all workers pull whenever they are free"
         case ReplicaReleased():
-            return f"the replica of {data.job} on {data.worker} is let go"
+            whom = "" if data.room_for is None else f", to make room for {data.room_for.job}"
+            return f"the replica of {data.job} on {data.worker} is let go{whom}"
         case ReplicaPreparing():
             return f"{data.worker} prepares the replica of {data.job}: {data.stage}"
         case ReplicaReady():

@@ -21,7 +21,7 @@ def event_of(decision: Decision, seen: Observation, stamp: Stamp, shards: int) -
         reason=decision.reason,
         observed_registry_seq=seen.registry.seq,
         observed_fleet_seq=seen.fleet.seq,
-        candidates=decision.candidates if isinstance(decision, Assign) else (),
+        candidates=decision.candidates,
     )
     if isinstance(decision, Assign):
         spec, tenant = decision.spec, decision.tenant
@@ -39,7 +39,9 @@ def event_of(decision: Decision, seen: Observation, stamp: Stamp, shards: int) -
         subject = subjects.control(tenant, spec.name, "assigned", decision.worker)
         return ReplicaAssigned(**stamp(tenant), data=assigned), subject
     gone = decision.replica
-    released = ReplicaReleased.Data(worker=gone.worker, job=gone.job, replica=gone.id, why=why)
+    released = ReplicaReleased.Data(
+        worker=gone.worker, job=gone.job, replica=gone.id, room_for=decision.room_for, why=why
+    )
     subject = subjects.control(gone.tenant, gone.job, "released", gone.worker)
     return ReplicaReleased(**stamp(gone.tenant), data=released), subject
 

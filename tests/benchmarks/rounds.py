@@ -13,7 +13,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -28,11 +28,15 @@ from jetfleet.events import (
     JobLoad,
     ReplicaAssigned,
     ReplicaReady,
+    ReplicaStopped,
     WorkerHeartbeat,
     WorkerJoined,
     decode,
 )
 from jetfleet.log import Record
+from jetfleet.placement_specs import PlacementSpec
+from jetfleet.policies.placement_filters import YIELDED_S
+from jetfleet.policies.placement_preempt import LOOKS
 from jetfleet.scaling_specs import KpaScaling, LagScaling, SloScaling, StaticScaling
 from jetfleet.settings import Settings
 from jetfleet.specs import GpuSpec, JobSpec, Machine, ModelSpec, Resources
@@ -56,6 +60,7 @@ SCALINGS = (
     SloScaling(),
 )
 TENANT = "default"
+FILLERS = 20  # jobs that together fill all workers
 
 
 @dataclass
@@ -171,7 +176,17 @@ class World:
             )  # fmt: skip
             yield subjects.fleet(f"w{n}", "joined"), WorkerJoined(**self.stamp(TENANT), data=data)
 
-    def created(self, names: Iterable[str], **resources: int) -> Iterator[tuple[str, Event]]:
+    def stopped(self) -> Iterator[tuple[str, Event]]:
+        """What was let go has ended."""
+        for one in self.conductor.fleet.replicas.values():
+            if one.status == "releasing":
+                data = ReplicaStopped.Data(worker=one.worker, job=one.job, replica=one.id)
+                event = ReplicaStopped(**self.stamp(TENANT), data=data)
+                yield subjects.fleet(one.worker, "stopped"), event
+
+    def created(
+        self, names: Iterable[str], priority: int = 0, least: int = 1, **resources: int
+    ) -> Iterator[tuple[str, Event]]:
         """Jobs of a model each, of which half need a GPU."""
         for n, name in enumerate(names):
             need = {"memory_mib": 2_000, "gpu_memory_mib": 8_000 * (n % 2), **resources}
@@ -182,8 +197,8 @@ class World:
             own = name.startswith("job")
             scaling = SCALINGS[n % len(SCALINGS)] if own else StaticScaling()
             spec = JobSpec(
-                name=name, model=model, min_replicas=1, max_replicas=4 if own else 1,
-                scaling=scaling,
+                name=name, model=model, min_replicas=least, max_replicas=4 if own else least,
+                scaling=scaling, placement=PlacementSpec(priority=priority),
             )  # fmt: skip
             event = JobCreated(**self.stamp(TENANT), data=JobCreated.Data(job=spec))
             yield subjects.job_event(TENANT, name, "created"), event
@@ -237,7 +252,12 @@ async def measure(size: int, count: int) -> dict[str, list[float]]:
     world.arrive(PASSED_S)
     await world.settle()
     gc.collect()
-    found: dict[str, list[float]] = {"steady_ms": [], "placing_ms": [], "starved_ms": []}
+    found: dict[str, list[float]] = {
+        "steady_ms": [],
+        "placing_ms": [],
+        "starved_ms": [],
+        "urgent_ms": [],
+    }
     fold_us = world.fold_s / world.folded * 1e6
     for n in range(count):
         found["steady_ms"].append(await world.round())
@@ -252,7 +272,29 @@ async def measure(size: int, count: int) -> dict[str, list[float]]:
         world.fold(REGISTRY, world.created(names, memory_mib=10**6))
         found["starved_ms"].append(await world.round())
         world.fold(REGISTRY, world.deleted(names))
+    found["urgent_ms"] = [ms async for ms in urgent(world, count)]
     return {**found, "fold_us": [fold_us]}
+
+
+async def urgent(world: World, count: int) -> AsyncIterator[float]:
+    """Milliseconds of rounds in which more important jobs find every worker full."""
+    fill = (f"fill{n}" for n in range(FILLERS))
+    world.fold(REGISTRY, world.created(fill, least=world.size // FILLERS, memory_mib=60_000))
+    await world.settle()
+    for n in range(count):
+        names = [f"urgent{n}-{k}" for k in range(NEW)]
+        world.fold(REGISTRY, world.created(names, priority=1, memory_mib=62_000))
+        yield await world.round()
+        # Too many for one round take turns.
+        assert (
+            sum(".released." in subject for subject, _ in world.connection.stored)
+            >= min(NEW, LOOKS // world.size) // 2
+        )
+        world.fold_stored()
+        world.fold(FLEET, list(world.stopped()))
+        world.fold(REGISTRY, world.deleted(names))
+        world.passed += YIELDED_S  # then who made room is put back
+        await world.settle()
 
 
 async def samples(count: int, sizes: Iterable[int] = SIZES) -> dict[str, list[float]]:

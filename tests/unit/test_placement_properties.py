@@ -52,6 +52,8 @@ _WISHES = st.builds(
     max_price_per_hour=st.sampled_from([None, None, 2.0]),
     apart=st.sampled_from([None, None, "workers", "owners"]),
     prefer=st.sampled_from(["spread", "pack"]),
+    priority=st.sampled_from([0, 0, 5, 10]),
+    preempt=st.sampled_from(["lower", "lower", "never"]),
 )
 _SPECS = st.builds(
     lambda name, replicas, version, memory, gpu_memory, capability, workers, wishes: job(

@@ -144,10 +144,11 @@ def test_slo_asks_for_more_when_arrivals_are_bursty():
 
 def test_slo_starts_what_drains_a_backlog_that_outlives_a_cold_start():
     late = seen(ready=2, per_s=2, queued=200)
-    # 200 queued and no surplus: 200 s of work in 10 s, and 2 for what arrives
+    # 200 queued and no surplus, of which two end 10 in half of 10 s: 190 s of work in 10 s, and 2
+    # for what arrives
     decision = scale(late, SloScaling(wait_s=10))
-    assert decision.desired == 22
-    assert "200 queued, 200 when more could be ready, need 22" in decision.reason
+    assert decision.desired == 21
+    assert "200 queued, 200 when more could be ready, need 21" in decision.reason
     assert decision.inputs["backlog"] == 200
 
 
@@ -155,6 +156,15 @@ def test_slo_leaves_a_backlog_that_is_gone_before_a_cold_start_would_end():
     soon = scale(seen(ready=8, per_s=2, queued=100, history=before(*[3] * 20)), SloScaling())
     assert soon.inputs["backlog"] == 0  # 6/s of surplus end 270 in 45 s
     assert soon.desired == soon.wanted == soon.inputs["for_rate"]
+
+
+def test_slo_takes_no_queue_for_a_backlog_that_is_gone_within_half_the_objective():
+    busy = replace(seen(ready=62, per_s=60.5, queued=125), cold_start_s=45.0)
+    assert scale(busy, SloScaling(patience=0)).inputs["for_backlog"] > 62
+    decision = scale(busy, SloScaling())  # 57 of them are left then: 1 s of what 62 end
+    assert decision.inputs["for_backlog"] == 61
+    longer = scale(replace(busy, queued=500), SloScaling())  # 432 are left, more than 310
+    assert longer.inputs["for_backlog"] == 73
 
 
 def test_slo_goes_down_only_when_fewer_were_wanted_for_three_cold_starts():

@@ -118,8 +118,16 @@ def reversals(decided: list[int]) -> int:
     return sum((a > 0) != (b > 0) for a, b in pairwise(moves))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("per_s", [0.5, 4.0, 20.0])
+@pytest.mark.parametrize(
+    ("per_s", "seed"),
+    # The later ones reversed 3 and 4 times while every short queue was taken for a backlog.
+    [
+        *((per_s, seed) for per_s in (0.5, 4.0, 20.0, 60.0) for seed in (1, 2, 3)),
+        *((20.0, seed) for seed in (22, 84)),
+        *((60.0, seed) for seed in (6, 36, 43, 70, 74)),
+        (200.0, 1),
+    ],
+)
 def test_thirty_minutes_of_steady_load_reverse_at_most_twice(per_s, seed):
     world = live(SloScaling(), lambda _: per_s, 30, replicas=round(per_s) + 2, seed=seed)
     assert reversals(world.decided) <= 2, world.decided

@@ -54,8 +54,9 @@ async def ps(state: State) -> None:
 
 
 async def _waits(client: Client, rows: list[dict[str, Any]]) -> list[str | None]:
-    """Of each job with something queued and no replica ready, what that waits for."""
-    if not any(row["queued"] and not row["ready"] for row in rows):
+    """Of each job with something queued and no replica ready, what that waits for; of one that has
+    fewer replicas than it wants, why."""
+    if not any(_lacks(row) for row in rows):
         return [None] * len(rows)
     from jetfleet.causes import READY
     from jetfleet.clock import utc_now
@@ -63,14 +64,21 @@ async def _waits(client: Client, rows: list[dict[str, Any]]) -> list[str | None]
 
     watch, now, found = Watch(client), utc_now(), list[str | None]()
     for row in rows:
-        if not row["queued"] or row["ready"]:
-            found.append(None)
-            continue
-        cause = await watch.waits_for(
-            row["job"], now - timedelta(seconds=row["oldest_wait_s"] or 0)
-        )
-        found.append(None if cause is READY else cause.text)
+        cause = None
+        if row["queued"] and not row["ready"]:
+            since = now - timedelta(seconds=row["oldest_wait_s"] or 0)
+            cause = await watch.waits_for(row["job"], since)
+        elif _lacks(row):
+            cause = await watch.lacks(row["job"])
+        found.append(None if cause is None or cause is READY else cause.text)
     return found
+
+
+def _lacks(row: dict[str, Any]) -> bool:
+    """Whether a row of ``ps`` asks for a reason."""
+    return (
+        bool(row["queued"] and not row["ready"]) or row["ready"] + row["preparing"] < row["wanted"]
+    )
 
 
 async def query(

@@ -196,10 +196,21 @@ class ReplicaAssigned(Event):
     data: Data
 
 
+class RoomFor(Frozen):
+    """A job that another makes room for, being less important."""
+
+    tenant: Name
+    job: Name
+    priority: int = Field(description="of this job; that of the replica's own is lower")
+
+
 class ReplicaReleased(Event):
     """A worker shall drain and stop a replica (or may forget one that is gone)."""
 
     class Data(ReplicaChange):
+        room_for: RoomFor | None = Field(
+            None, description="the more important job that gets its place; None: that is not why"
+        )
         why: Why
 
     type: Literal["jetfleet.replica.released"] = "jetfleet.replica.released"

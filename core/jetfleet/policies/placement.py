@@ -11,7 +11,8 @@ off elsewhere (``placement_moves``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from jetfleet.catalog import JobKey, JobState
@@ -19,6 +20,7 @@ from jetfleet.events import Candidate
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.policies.placement_filters import no_room, place_of, too_close, unsuitable
 from jetfleet.policies.placement_moves import after_moves, move
+from jetfleet.policies.placement_preempt import Precedence, waited_for
 from jetfleet.policies.placement_rooms import RESERVED_MIB, Room, rooms_of
 from jetfleet.policies.placement_search import (
     Assign,
@@ -38,7 +40,10 @@ __all__ = [
 ]  # fmt: skip
 
 NAME = "weighted"
-VERSION = 1
+VERSION = 2  # 1 knew no priorities
+# Decisions of one round, about: the rest is the next one's, half a second later. A round that took
+# seconds would decide by what is no more, and its decisions would not be taken.
+MOST = 250
 UNBEGUN = timedelta(seconds=30)  # a worker says that it prepares as soon as it hears
 
 
@@ -58,12 +63,14 @@ def place(observation: Observation, now: datetime) -> tuple[Decision, ...]:
                 work.decisions.append(Release(replica, "the job was deleted"))
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
-    for job in sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name)):
-        key = (job.tenant, job.spec.name)
+    by_age = sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name))
+    needs = list[Need]()
+    for job in by_age:
         if (trial := gate(fleet, job)) is None:
-            _serve(work, job, by_job.get(key, []))
-        else:
-            _try_out(work, job, trial, by_job.pop(key, []))  # and none of its replicas moves
+            needs.append(_settle(work, job, by_job.get(job.key, [])))
+        else:  # and none of its replicas moves
+            needs += _try_out(work, job, trial, by_job.pop(job.key, []))
+    _fill_all(work, needs)
     if not work.decisions:
         move(work, jobs, by_job)
     return tuple(work.decisions)
@@ -97,7 +104,30 @@ def _unheard(fleet: FleetState, joined: Collection[str], now: datetime) -> Itera
             yield Release(replica, f"its worker did not begin within {UNBEGUN.seconds} s")
 
 
-def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None:
+@dataclass(slots=True)
+class Need:
+    """What a job has of what it wants."""
+
+    job: JobState
+    wanted: int
+    staying: Sequence[ReplicaState]
+    current: Sequence[ReplicaState]  # of those, the ones that count
+    leaving: int = 0  # let go before, and not yet stopped
+
+    @property
+    def met(self) -> bool:
+        return len(self.current) == len(self.staying) == self.wanted
+
+    def without(self, gone: Container[str]) -> Need:
+        """As it is without these replicas."""
+        staying = [r for r in self.staying if r.id not in gone]
+        current = [r for r in self.current if r.id not in gone]
+        leaving = self.leaving + len(self.staying) - len(staying)
+        return replace(self, staying=staying, current=current, leaving=leaving)
+
+
+def _settle(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> Need:
+    """Let go what must not be where it is or is too many; what the job then has."""
     staying = [r for r in replicas if r.status != "releasing"]
     wanted = _wanted(work.fleet, job, len(staying))
     if job.spec.placement.trusted:  # its data must not go there: this does not wait for a better
@@ -108,30 +138,58 @@ def _serve(work: Round, job: JobState, replicas: Sequence[ReplicaState]) -> None
     if any(replica.replaces for replica in current):
         current, aside = after_moves(work, current, wanted)
         staying = [replica for replica in staying if replica.id not in aside]
-    current = _apart(work, job, current)
-    if len(current) == len(staying) == wanted:
+    need = Need(job, wanted, staying, _apart(work, job, current), len(replicas) - len(staying))
+    surplus = len(need.current) - wanted
+    if need.met or surplus <= 0:
+        return need
+    many = _least_useful(need.current, job, work.now)[:surplus]
+    work.decisions += [Release(replica, f"{wanted} replicas are wanted") for replica in many]
+    return need
+
+
+def _fill_all(work: Round, needs: Sequence[Need]) -> None:
+    """Give each job what it lacks, the most important first; of equals those that room is made
+    for, then the oldest. ``needs``: by age."""
+    if all(need.met for need in needs):
         return
+    rights = Precedence(work, min(need.job.spec.placement.priority for need in needs))
+    ahead = waited_for(work.fleet, work.now)
+    order = sorted(needs, key=lambda n: (-n.job.spec.placement.priority, n.job.key not in ahead))
+    rights.share(sum(not need.met and rights.may(need.job) for need in order))
+    for need in order:
+        if len(work.decisions) >= MOST:
+            return
+        if not need.met or need.job.key in rights.touched:
+            _fill(work, rights, need.without(rights.gone) if rights.gone else need)
+
+
+def _fill(work: Round, rights: Precedence, need: Need) -> None:
+    job, wanted, staying, current = need.job, need.wanted, need.staying, need.current
     present = {replica.id for replica in current}
     outdated = [replica for replica in staying if replica.id not in present]
-    for replica in _least_useful(current, job, work.now)[: max(0, len(current) - wanted)]:
-        work.decisions.append(Release(replica, f"{wanted} replicas are wanted"))
     unplaced = _add(work, job, current, wanted - len(current)) if len(current) < wanted else 0
+    if rights.may(job):
+        # What an older version of its own has is the job's already: nobody makes room for that.
+        short = min(unplaced, wanted - len(staying))
+        rights.make_room(job, current, short, _needs(job.spec))
     ready = sum(replica.status == "ready" for replica in current)
     if outdated and (ready >= wanted or unplaced):
         # The newer spec serves, or finds no room until an older one goes; what was let go before
         # and has not stopped yet will make room too.
-        leaving = len(replicas) - len(staying)
         gone = outdated
         if ready < wanted:
             useful = [r for r in outdated if _would_help(work, job, r, current)]
-            gone = _least_useful(useful, job, work.now)[: max(0, unplaced - leaving)]
+            gone = _least_useful(useful, job, work.now)[: max(0, unplaced - need.leaving)]
         work.decisions += [
             Release(replica, "the job's model or settings changed") for replica in gone
         ]
 
 
-def _try_out(work: Round, job: JobState, trial: Trial, replicas: Sequence[ReplicaState]) -> None:
-    """Its model has not passed its trial: that comes first, and what was before it serves on."""
+def _try_out(
+    work: Round, job: JobState, trial: Trial, replicas: Sequence[ReplicaState]
+) -> list[Need]:
+    """Its model has not passed its trial: that comes first, and what was before it serves on:
+    what it then has and needs of that."""
     fleet, ref = work.fleet, job.spec.model.ref
     there = [replica for replica in replicas if replica.status != "releasing"]
     wanted = _wanted(fleet, job, len(there))
@@ -150,8 +208,8 @@ def _try_out(work: Round, job: JobState, trial: Trial, replicas: Sequence[Replic
         search = Search.of(work, job, ())
         if not search.assign() and not search.waits and not trial.lost:
             others = _make_way(work, job, others)
-    if (earlier := before(fleet, job)) is not None:
-        _serve(work, earlier, others)
+    earlier = before(fleet, job)
+    return [] if earlier is None else [_settle(work, earlier, others)]
 
 
 def _is_trial_of(work: Round, job: JobState, replica: ReplicaState) -> bool:

@@ -7,7 +7,8 @@ from datetime import datetime
 
 from jetfleet.catalog import JobState
 from jetfleet.fleet import FleetState, ReplicaState
-from jetfleet.policies.placement import Observation, _current, _wanted
+from jetfleet.policies.placement import Observation, _current, _needs, _wanted
+from jetfleet.policies.placement_preempt import Precedence
 from jetfleet.policies.placement_rooms import rooms_of
 from jetfleet.policies.placement_search import Round, Search
 
@@ -32,3 +33,14 @@ def objections(observation: Observation, job: JobState, now: datetime) -> Mappin
     work = Round(observation, rooms_of(observation.fleet), now)
     search = Search.of(work, job, _current(work, job, staying(observation.fleet, job)))
     return {name: search.objection(room) for name, room in sorted(work.rooms.items())}
+
+
+def room_could_be_made(observation: Observation, job: JobState, now: datetime) -> bool:
+    """Whether less important replicas could make room for one more of a job."""
+    jobs = observation.registry.jobs.values()
+    work = Round(observation, rooms_of(observation.fleet), now)
+    rights = Precedence(work, min(other.spec.placement.priority for other in jobs))
+    if rights.may(job):
+        current = _current(work, job, staying(observation.fleet, job))
+        rights.make_room(job, current, 1, _needs(job.spec))
+    return bool(work.decisions)

@@ -9,9 +9,11 @@ from datetime import datetime, timedelta
 from jetfleet.fleet import WorkerState
 from jetfleet.policies.placement_rooms import Room
 from jetfleet.specs import JobSpec, Resources
+from jetfleet.yielding import Yielded
 
 LONGEST_BACKOFF_S = 60.0
 UNTRUSTED = "not trusted, and the model's example input is to be tried on a trusted worker first"
+YIELDED_S, LONGEST_YIELDED_S = 30.0, 600.0
 
 
 def unsuitable(spec: JobSpec, worker: WorkerState, *, trial: bool = False) -> str:
@@ -38,7 +40,7 @@ def unsuitable(spec: JobSpec, worker: WorkerState, *, trial: bool = False) -> st
 def no_room(need: Resources, room: Room) -> str:
     """What a worker lacks now for one more replica."""
     if room.memory_mib < need.memory_mib:
-        return f"{room.memory_mib} MiB free, {need.memory_mib} needed"
+        return f"{max(0, room.memory_mib)} MiB free, {need.memory_mib} needed"
     if need.gpu_memory_mib and room.gpus_for(need) is None:
         return f"no GPU with {need.gpu_memory_mib} MiB free and the capability needed"
     return ""
@@ -64,4 +66,18 @@ def back_off(failures: Sequence[datetime], now: datetime) -> str:
         wait = min(2.0 ** (len(failures) - 1), LONGEST_BACKOFF_S)
         if now < failures[-1] + timedelta(seconds=wait):
             return f"{len(failures)} failures there, waiting {wait:g} s after the last"
+    return ""
+
+
+def gave_way(yielded: Yielded | None, now: datetime) -> str:
+    """Whether a worker is left alone for now, on which the job made room for a more important one.
+
+    It would else come back as soon as that one pauses, and have to go again.
+    """
+    if yielded is not None:
+        times = len(yielded.times)
+        wait = min(YIELDED_S * 2.0 ** (times - 1), LONGEST_YIELDED_S)
+        if now < yielded.at + timedelta(seconds=wait):
+            often = "" if times == 1 else f" {times} times"
+            return f"made room there{often} for {yielded.to[1]}, waiting {wait:g} s after the last"
     return ""

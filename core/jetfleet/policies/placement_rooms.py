@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jetfleet.fleet import FleetState, WorkerState
-from jetfleet.specs import Resources
+from jetfleet.specs import GpuSpec, Resources
 
 RESERVED_MIB = 512  # of each worker's memory: the system and the agent itself
 
@@ -56,10 +56,7 @@ class Room:
         if not need.gpu_memory_mib:
             return ()
         for gpu in self.worker.machine.gpus:
-            capable = need.gpu_capability is None or (
-                gpu.compute_capability is not None and gpu.compute_capability >= need.gpu_capability
-            )
-            if capable and self.gpus_mib[gpu.id] >= need.gpu_memory_mib:
+            if capable(gpu, need) and self.gpus_mib[gpu.id] >= need.gpu_memory_mib:
                 return (gpu.id,)
         return None
 
@@ -74,6 +71,12 @@ class Room:
         if gpu:
             return max(0, sum(self.gpus_mib.values())) / max(1, self.gpu_memory_mib)
         return max(0, self.memory_mib) / max(1, self.worker.machine.memory_mib)
+
+
+def capable(gpu: GpuSpec, need: Resources) -> bool:
+    """Whether a GPU has the capability needed."""
+    has, least = gpu.compute_capability, need.gpu_capability
+    return least is None or (has is not None and has >= least)
 
 
 def rooms_of(fleet: FleetState) -> dict[str, Room]:

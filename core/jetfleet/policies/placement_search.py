@@ -15,11 +15,12 @@ from heapq import merge
 from itertools import islice
 
 from jetfleet.catalog import JobKey, JobState, RegistryState
-from jetfleet.events import Candidate
+from jetfleet.events import Candidate, RoomFor
 from jetfleet.fleet import FleetState, ReplicaState
 from jetfleet.images import Images
 from jetfleet.policies.placement_filters import (
     back_off,
+    gave_way,
     no_room,
     place_of,
     too_close,
@@ -39,6 +40,7 @@ from jetfleet.policies.trials import gate
 from jetfleet.specs import JobSpec, Resources
 from jetfleet.speeds import Sample, Speeds
 from jetfleet.trials import Trial
+from jetfleet.yielding import Yielded
 
 DIGITS = 4  # of a published score
 SCORED, REJECTED = 16, 16  # so many candidates of each kind are published with a decision
@@ -76,6 +78,8 @@ class Release:
 
     replica: ReplicaState
     reason: str
+    room_for: RoomFor | None = None  # the more important job that gets its place
+    candidates: tuple[Candidate, ...] = ()  # workers where room could be made
 
 
 Decision = Assign | Release
@@ -91,6 +95,7 @@ class Round:
     decisions: list[Decision] = field(default_factory=list)
     full: set[object] = field(default_factory=set)  # what is needed that no room has any more
     shelves: dict[tuple[bool, bool], Shelves] = field(default_factory=dict)
+    yielding: dict[JobKey, set[str]] = field(default_factory=dict)  # workers, in this round
     changes: int = 0  # of what is left on any worker
 
     @property
@@ -108,6 +113,14 @@ class Round:
         found: dict[JobKey, dict[str, tuple[datetime, ...]]] = {}
         for (key, worker), times in self.fleet.failures.items():
             found.setdefault(key, {})[worker] = times
+        return found
+
+    @cached_property
+    def yielded(self) -> Mapping[JobKey, Mapping[str, Yielded]]:
+        """Whose replicas made room for more important ones, by job and worker."""
+        found: dict[JobKey, dict[str, Yielded]] = {}
+        for (key, worker), when in self.fleet.yielded.items():
+            found.setdefault(key, {})[worker] = when
         return found
 
     @cached_property
@@ -151,6 +164,7 @@ class Search:
     liking: Liking
     failures: Mapping[str, tuple[datetime, ...]]
     known: set[str]  # workers that have a part of their score for themselves
+    yielded: Mapping[str, Yielded]
     trial: Trial | None = None  # its model has not passed: see ``trials.gate``
     taken: set[str] = field(default_factory=set)  # see ``place_of``
     passed: list[Candidate] = field(default_factory=list)
@@ -169,9 +183,10 @@ class Search:
             None if model.image is None else work.ran.get(model.image, frozenset()),
         )
         failures = work.failures.get((job.tenant, spec.name), {})
+        yielded = work.yielded.get((job.tenant, spec.name), {})
         if (closed := gate(work.fleet, job)) is not None:
             failures = closed.failures()
-        search = cls(work, job, liking, failures, {*liking.known(), *failures}, closed)
+        search = cls(work, job, liking, failures, {*liking.known(), *failures}, yielded, closed)
         for replica in current:
             search.occupy(work.rooms[replica.worker])
         return search
@@ -325,10 +340,19 @@ class Search:
         ):
             return objection
         self.has_room = True
+        return self.own_objection(room)
+
+    def own_objection(self, room: Room) -> str:
+        """What stands against it there, however suitable the worker and its room are."""
+        spec, worker, now = self.job.spec, room.worker, self.work.now
         if self.taken and (objection := too_close(spec, worker, self.taken)):
             return objection
-        if objection := back_off(self.failures.get(worker.name, ()), self.work.now):
-            self.waits = True
+        objection = back_off(self.failures.get(worker.name, ()), now) or gave_way(
+            self.yielded.get(worker.name), now
+        )
+        if not objection and worker.name in self.work.yielding.get(self.job.key, ()):
+            objection = "makes room there for a more important job"
+        self.waits |= bool(objection)
         return objection
 
 

@@ -16,7 +16,7 @@ from jetfleet.policies.observation import JobObservation, Past
 from jetfleet.policies.queueing import replicas_needed
 from jetfleet.scaling_specs import KpaScaling, LagScaling, ScalingSpec, SloScaling, StaticScaling
 
-VERSIONS = {"static": 1, "lag": 1, "kpa": 1, "slo": 1}
+VERSIONS = {"static": 1, "lag": 1, "kpa": 1, "slo": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +219,17 @@ def _to_drain(
 ) -> tuple[int, float]:
     """Replicas that end, in time, the backlog there will be after a cold start; and that backlog.
 
-    None are needed for it while nothing is queued.
+    None are needed for it while nothing is queued. What the replicas that serve or boot end within
+    a part of the objective is no backlog: a busy fleet has such a queue every few minutes, and each
+    would cost starts that serve nobody.
     """
     served = observation.capacity * observation.slots / load.service_s
     backlog = max(0.0, observation.queued + (load.rate.ahead - served) * load.start_s)
     if not observation.queued:
         return 0, backlog
     within_s = max(parameters.wait_s, load.service_s)
-    slots = load.rate.ahead * load.service_s + backlog * load.service_s / within_s
+    late = max(0.0, backlog - served * parameters.wait_s * parameters.patience)
+    slots = load.rate.ahead * load.service_s + late * load.service_s / within_s
     return ceil(slots / observation.slots - 1e-9), backlog
 
 
