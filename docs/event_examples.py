@@ -38,6 +38,12 @@ WHY_SCALED = WHY.model_copy(
         "policy": "lag", "reason": "2 queued or running at 1 a replica need 2", "candidates": (),
     }
 )  # fmt: skip
+WHY_TRIED = WHY.model_copy(
+    update={
+        "policy": "trial", "candidates": (),
+        "reason": f"{WORKER}, a trusted worker, says so: model_error: KeyError: 'path'",
+    }
+)  # fmt: skip
 WHY_BALANCED = WHY.model_copy(
     update={
         "policy": "overflow", "candidates": (),
@@ -150,6 +156,10 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
             "log_tail": ("ModuleNotFoundError: No module named 'magika'",),
         },
     ),
+    "replica.tried": (
+        _AGENT,
+        {**_REPLICA, "passed": False, "reason": "model_error: KeyError: 'path'", "run_s": 0.012},
+    ),
     "replica.stopped": (_AGENT, _REPLICA),
     "replica.assigned": (_CONDUCTOR, {**_REPLICA, "spec": JOB_SPEC, "shard": 2, "why": WHY}),
     "replica.released": (_CONDUCTOR, {**_REPLICA, "why": WHY_RELEASED}),
@@ -158,6 +168,14 @@ _SAID: Mapping[str, tuple[str, dict[str, Any]]] = {
         {
             "job": JOB, "before": 0, "desired": 2, "wanted": 2,
             "inputs": {"queued": 2, "in_flight": 0, "ready": 0, "threshold": 1}, "why": WHY_SCALED,
+        },
+    ),
+    "job.tried": (
+        _CONDUCTOR,
+        {
+            "job": JOB, "model": "magika:2", "status": "failed", "keeps": MODEL.ref,
+            "reason": "model_error: KeyError: 'path'", "worker": WORKER, "replica": REPLICA,
+            "registry_seq": 4, "why": WHY_TRIED,
         },
     ),
     "job.balanced": (

@@ -67,13 +67,14 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
     "worker.token_revoked": ("FLEET", subjects.revoked("<token>"), "an operator"),
     **{
         f"replica.{verb}": ("FLEET", subjects.fleet(W, verb), "the worker")
-        for verb in ("preparing", "ready", "failed", "stopped")
+        for verb in ("preparing", "tried", "ready", "failed", "stopped")
     },
     **{
         f"replica.{verb}": ("FLEET", subjects.control(T, J, verb, W), "the conductor")
         for verb in ("assigned", "released")
     },
     "job.scaled": ("FLEET", subjects.scaled(T, J), "the conductor"),
+    "job.tried": ("FLEET", subjects.tried(T, J), "the conductor"),
     "job.balanced": ("FLEET", subjects.balanced(T, J), "the conductor"),
     **{
         f"capacity.{verb}": ("FLEET", subjects.capacity_decision(verb), "the conductor")

@@ -208,16 +208,13 @@ def stopped(replica: str, worker: str, of: str = "echo", seconds: float = 0) -> 
 
 
 def assigned(
-    replica: str,
-    worker: str,
-    spec: JobSpec,
-    seconds: float = 0,
-    gpus: tuple[str, ...] = (),
-    replaces: str = "",
-) -> Event:
+    replica: str, worker: str, spec: JobSpec, seconds: float = 0, gpus: tuple[str, ...] = (),
+    replaces: str = "", *, registry_seq: int = 0, **more: Any,
+) -> Event:  # fmt: skip
+    why = WHY.model_copy(update={"observed_registry_seq": registry_seq})
     data = {
-        **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": WHY,
-        "replaces": replaces,
+        **_replica(replica, worker, spec.name), "spec": spec, "shard": 0, "gpus": gpus, "why": why,
+        "replaces": replaces, **more,
     }  # fmt: skip
     return ReplicaAssigned(**envelope(seconds), data=data)
 
@@ -381,7 +378,7 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
         if isinstance(decision, Assign):
             event = assigned(
                 f"r{next(_IDS)}", decision.worker, decision.spec, seconds, decision.gpus,
-                decision.replaces,
+                decision.replaces, trial=decision.trial, registry_seq=seen.registry.seq,
             )  # fmt: skip
         else:
             gone = decision.replica
@@ -391,9 +388,9 @@ def obeyed(seen: Observation, decisions: Iterable[Decision], seconds: float = 0)
 
 
 def in_words(decisions: Iterable[Decision]) -> list[str]:
-    """Decisions as a person would say them: ``echo on w1``, ``release r1``."""
+    """Decisions as a person would say them: ``echo on w1``, ``try echo on w1``, ``release r1``."""
     return [
-        f"{decision.spec.name} on {decision.worker}"
+        f"{'try ' if decision.trial else ''}{decision.spec.name} on {decision.worker}"
         if isinstance(decision, Assign)
         else f"release {decision.replica.id}"
         for decision in decisions

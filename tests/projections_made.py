@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import given
+import given_trials
 from jetfleet import subjects
 from jetfleet.clock import Clock
 from jetfleet.connection import Connection
@@ -171,6 +172,10 @@ class Log:
         event = given.scaled(job, desired, **more)
         return self.say(FLEET, subjects.scaled(self.tenant, job), event)
 
+    def concluded(self, ref: str, status: str = "verified", job: str = "echo", **more: Any) -> int:
+        event = given_trials.concluded(job, ref, status, **more)
+        return self.say(FLEET, subjects.tried(self.tenant, job), event)
+
     def balanced(self, job: str = "echo", **thresholds: int | None) -> int:
         event = given.balanced(job, thresholds)
         return self.say(FLEET, subjects.balanced(self.tenant, job), event)
@@ -188,6 +193,7 @@ class Log:
             "assigned": lambda: given.assigned(*who, given.job(job), gpus=gpus),
             "released": lambda: given.released(*who, job),
             "preparing": lambda: given.preparing(*who, job),
+            "tried": lambda: given_trials.tried(*who, job),
             "ready": lambda: given.ready(*who, job, restarts=1),
             "failed": lambda: given.failed(*who, job),
             "stopped": lambda: given.stopped(*who, job),

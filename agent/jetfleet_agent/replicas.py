@@ -42,6 +42,7 @@ class Replica:
     owner: str
     gpus: tuple[str, ...]
     report: Callable[[str], None]
+    held: bool = False  # on trial: it runs its example, and nothing of the queue
     running: int = 0  # calls in it
     restarts: int = 0
     session: Session | None = None
@@ -56,7 +57,7 @@ class Replica:
 
     @property
     def serving(self) -> bool:
-        return self.session is not None and not self.stopping
+        return self.session is not None and not self.stopping and not self.held
 
     @property
     def free(self) -> int:

@@ -18,6 +18,7 @@ from jetfleet.events import (
     ReplicaPreparing,
     ReplicaReady,
     ReplicaStopped,
+    ReplicaTried,
 )
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
@@ -26,6 +27,7 @@ from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed, owner_of
 from jetfleet_agent.shared_slots import SharedSlots
+from jetfleet_agent.trial import run_example
 from jetfleet_agent.worker import JobWorker
 
 logger = logging.getLogger("jetfleet.agent")
@@ -97,6 +99,7 @@ class Serving:
             owner_of(self.worker, self.workdir),
             data.gpus,
             lambda stage: self._report(replica, stage),
+            held=data.trial,
         )
         self.replicas[replica.id] = replica
         return replica
@@ -112,6 +115,8 @@ class Serving:
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
             await replica.start(self._on_lost, self._on_back, adopt=adopt)
+            if replica.held:
+                await self._try_out(replica, event)
         except (StartFailed, NotAssigned) as error:
             reason = error.reason if isinstance(error, StartFailed) else str(error)
             replica.failure = error if isinstance(error, StartFailed) else StartFailed(reason)
@@ -127,9 +132,33 @@ class Serving:
         how = "goes on" if adopt else "ready"
         logger.info("replica of %s %s in %.2f s", replica.spec.name, how, took)
 
+    async def _try_out(self, replica: Replica, event: ReplicaAssigned) -> None:
+        """Run the model's example. Raises StartFailed when it does not pass: then it never serves.
+
+        What is told of it comes before what is told of the replica, so nobody takes a failed trial
+        for one that was lost.
+        """
+        await self.say(self._preparing(replica, "trying its example input", event), "preparing")
+        answer = await run_example(replica)
+        data = ReplicaTried.Data(
+            **self._facts(replica), passed=not answer.reason, reason=answer.reason,
+            run_s=round(answer.run_s, 6),
+        )  # fmt: skip
+        await self.say(ReplicaTried(**self.stamp(replica.tenant, cause=event), data=data), "tried")
+        if answer.reason:
+            raise StartFailed(f"its example input failed: {answer.reason}", replica.tail())
+        passed = event.data.model_copy(update={"trial": False})  # an agent after us tries no more
+        await asyncio.to_thread(
+            adoption.remember, replica.workdir, event.model_copy(update={"data": passed})
+        )
+        logger.info("the example input of %s passed", replica.spec.name)
+        replica.held = False
+        replica.changed()
+
     async def _on_back(self, replica: Replica, took_s: float) -> None:
         """It ended by itself and serves again."""
-        await self._say_ready(replica, took_s)
+        if not replica.held:
+            await self._say_ready(replica, took_s)
 
     async def _say_ready(
         self, replica: Replica, took_s: float, cause: Event | None = None, *, adopted: bool = False

@@ -23,6 +23,7 @@ from jetfleet.events import (
     JobDisabled,
     JobEnabled,
     JobScaled,
+    JobTried,
     JobUpdated,
     ModelRegistered,
     ProviderEvent,
@@ -133,9 +134,8 @@ def _fleet_subject(event: AnyEvent) -> str:
     verb = event.type.rpartition(".")[2]
     if isinstance(event, ReplicaAssigned | ReplicaReleased):
         return subjects.control(event.tenant, event.data.job, verb, event.data.worker)
-    if isinstance(event, JobScaled | JobBalanced):
-        of_job = subjects.scaled if isinstance(event, JobScaled) else subjects.balanced
-        return of_job(event.tenant, event.data.job)
+    if isinstance(event, JobScaled | JobBalanced | JobTried):
+        return _OF_JOB[type(event)](event.tenant, event.data.job)
     if isinstance(event, WorkerAdmitted):
         return subjects.admitted(event.data.worker)
     if isinstance(event, WorkerTokenRevoked):
@@ -154,6 +154,11 @@ def _capacity_subject(event: AnyEvent) -> str:
     return _fleet_subject(event)
 
 
+_OF_JOB: Mapping[type, Callable[[str, str], str]] = {
+    JobScaled: subjects.scaled,
+    JobBalanced: subjects.balanced,
+    JobTried: subjects.tried,
+}
 _EXPECTED: Mapping[str, Callable[[AnyEvent], str]] = {
     REGISTRY: _registry_subject,
     FLEET: _capacity_subject,

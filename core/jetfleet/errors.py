@@ -11,6 +11,7 @@ JetfleetError
 │   │   └── WorkerNotFound
 │   ├── Conflict              409
 │   │   ├── JobDisabled
+│   │   ├── TrialFailed
 │   │   └── AlreadyExists
 │   ├── IdempotencyMismatch   422
 │   ├── PayloadTooLarge       413
@@ -112,6 +113,12 @@ class JobDisabled(Conflict):
     """The job is disabled; enable it to accept invocations."""
 
     code = "job_disabled"
+
+
+class TrialFailed(Conflict):
+    """The job's model failed on its example input, so it runs nowhere; register a new version."""
+
+    code = "trial_failed"
 
 
 class AlreadyExists(Conflict):

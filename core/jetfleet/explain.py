@@ -48,7 +48,7 @@ Kind = Literal["invocation", "job", "worker"]
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A stretch of time in which one thing was waited for; ``code``: of ``causes.CODES``."""
+    """A stretch of time in which one thing was waited for; ``code``: of ``cause_codes``."""
 
     code: str
     start: datetime

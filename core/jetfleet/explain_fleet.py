@@ -21,10 +21,11 @@ from jetfleet.causes import (
 from jetfleet.causes_placed import thresholds_in_words
 from jetfleet.explain import Explanation, shown
 from jetfleet.fleet import ReplicaState
-from jetfleet.policies import placement_asked
+from jetfleet.policies import placement_asked, trials
 from jetfleet.policies.placement import Observation
 from jetfleet.scaling_specs import StaticScaling
 from jetfleet.story import Story
+from jetfleet.trials import failed_words
 
 # -- jobs
 
@@ -59,7 +60,21 @@ def job_cause(story: Story, key: JobKey, seen: Seen) -> Cause:
         ago, why = duration(seen.now - decision.at), decision.why
         by = "" if why is None else f" by {why.policy}: {why.reason}"
         details.append(f"{decision.text} {ago} ago{by}")
+    if (line := _trial_line(story, job)) and cause.code != "trial_failed":
+        details.append(line)
     return replace(cause, details=(*details, *cause.details))
+
+
+def _trial_line(story: Story, job: JobState) -> str:
+    """How far the trial of its model is, while that keeps it from serving; empty: it does not."""
+    trial = trials.gate(story.fleet, job)
+    if trial is None:
+        return ""
+    model, earlier = job.spec.model.ref, trials.before(story.fleet, job)
+    goes_on = "" if earlier is None else f"; {earlier.spec.model.ref} serves on"
+    if trial.status == "failed":
+        return failed_words(model, trial.worker, trial.reason) + goes_on
+    return f"{model} serves once its example input has passed on a trusted worker{goes_on}"
 
 
 def _serving(story: Story, job: JobState, seen: Seen, waiting: int) -> Cause:

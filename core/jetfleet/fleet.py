@@ -20,12 +20,14 @@ from jetfleet.events import (
     ControlEvent,
     Event,
     JobScaled,
+    JobTried,
     ReplicaAssigned,
     ReplicaFailed,
     ReplicaPreparing,
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    ReplicaTried,
     WorkerAdmitted,
     WorkerDraining,
     WorkerJoined,
@@ -34,7 +36,8 @@ from jetfleet.events import (
     WorkerTokenRevoked,
 )
 from jetfleet.persistent import drop, put
-from jetfleet.specs import JobSpec, Machine
+from jetfleet.specs import JobSpec, Machine, ModelSpec
+from jetfleet.trials import LOST_KEPT, Served, Trial, TrialKey
 from jetfleet.yielding import Freed, Yielded, Yields, frees, yields
 
 WorkerStatus = Literal["joined", "draining", "left", "lost"]
@@ -96,11 +99,17 @@ class ReplicaState:
     gpus: tuple[str, ...] = ()  # names of the GPUs that it was given (``GpuSpec.id``)
     released_seq: int = 0  # of the last decision to let it go
     replaces: str = ""  # id of the replica that goes once this one serves
+    trial: bool = False  # it was to run the model's example first
+    registry_seq: int = 0  # registry events known when it was assigned
     yields_to: JobKey | None = None  # the more important job that it makes room for
 
     @property
     def key(self) -> JobKey:
         return (self.tenant, self.job)
+
+    @property
+    def trial_key(self) -> TrialKey:
+        return (self.tenant, self.job, self.spec.model.ref)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,15 @@ class FleetState:
     scaled: Mapping[JobKey, tuple[int, int]] = field(default_factory=dict)
     # When replicas of a job failed on a worker, oldest first; emptied when one becomes ready there.
     failures: Mapping[tuple[JobKey, str], tuple[datetime, ...]] = field(default_factory=dict)
+    trials: Mapping[TrialKey, Trial] = field(default_factory=dict)
+    served: Mapping[JobKey, Served] = field(default_factory=dict)  # the last model let through
+    untold: tuple[TrialKey, ...] = ()  # trials that ended and of which no decision tells yet
+
+    def served_model(self, job: JobState) -> ModelSpec | None:
+        """The model that the job had anywhere last; None: none, since it was made."""
+        served = self.served.get((job.tenant, job.spec.name))
+        return None if served is None or served.registry_seq < job.created_seq else served.model
+
     yielded: Yields = field(default_factory=dict)
     freed: Freed = field(default_factory=dict)  # until the job has a replica there
 
@@ -169,28 +187,28 @@ def _(event: WorkerJoined, state: FleetState, seq: int) -> FleetState:
         data.worker, data.session, data.machine, "joined", seq, data.public_key, data.heartbeat_s,
         {**data.labels, **vouched.labels}, vouched.owner, vouched.trusted, data.price_per_hour,
     )  # fmt: skip
-    kept = _without_replicas(state, data.worker, keep=frozenset(data.replicas))
+    kept = _without_replicas(state, data.worker, event.time, keep=frozenset(data.replicas))
     return replace(kept, workers=put(state.workers, data.worker, worker))
 
 
 @_fleet.register
 def _(event: WorkerDraining, state: FleetState, seq: int) -> FleetState:
-    return _change_worker(state, event.data.worker, event.data.session, "draining")
+    return _change_worker(state, event.data.worker, event.data.session, "draining", event.time)
 
 
 @_fleet.register
 def _(event: CapacityReleased, state: FleetState, seq: int) -> FleetState:
-    return _change_worker(state, event.data.worker, event.data.session, "draining")
+    return _change_worker(state, event.data.worker, event.data.session, "draining", event.time)
 
 
 @_fleet.register
 def _(event: WorkerLeft, state: FleetState, seq: int) -> FleetState:
-    return _change_worker(state, event.data.worker, event.data.session, "left")
+    return _change_worker(state, event.data.worker, event.data.session, "left", event.time)
 
 
 @_fleet.register
 def _(event: WorkerLost, state: FleetState, seq: int) -> FleetState:
-    return _change_worker(state, event.data.worker, event.data.session, "lost")
+    return _change_worker(state, event.data.worker, event.data.session, "lost", event.time)
 
 
 @_fleet.register
@@ -198,10 +216,12 @@ def _(event: ReplicaAssigned, state: FleetState, seq: int) -> FleetState:
     data = event.data
     new = ReplicaState(
         data.replica, event.tenant, data.job, data.worker, "assigned", data.spec, seq, event.time,
-        gpus=data.gpus, replaces=data.replaces,
+        gpus=data.gpus, replaces=data.replaces, trial=data.trial,
+        registry_seq=data.why.observed_registry_seq,
     )  # fmt: skip
     freed = drop(state.freed, (new.key, data.worker))
-    return replace(state, replicas=put(state.replicas, data.replica, new), freed=freed)
+    assigned = replace(state, replicas=put(state.replicas, data.replica, new), freed=freed)
+    return assigned if data.trial else _serves(assigned, new)
 
 
 @_fleet.register
@@ -245,10 +265,41 @@ def _(event: ReplicaFailed, state: FleetState, seq: int) -> FleetState:
     data = event.data
     if not _known(state, data.replica, data.worker):
         return state
-    key = (state.replicas[data.replica].key, data.worker)  # its job is a claim of the worker
-    times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
+    replica = state.replicas[data.replica]  # its job is a claim of the worker
     left = _without(state, data.replica, event.time)
+    trial = state.trials.get(replica.trial_key)
+    if replica.trial and (trial is None or trial.status != "verified"):
+        return _trial_lost(left, replica, event.time)  # nothing is wrong with what it had before
+    key = (replica.key, data.worker)
+    times = (*state.failures.get(key, ()), event.time)[-FAILURES_KEPT:]
     return replace(left, failures=put(state.failures, key, times))
+
+
+@_fleet.register
+def _(event: ReplicaTried, state: FleetState, seq: int) -> FleetState:
+    data = event.data
+    if not _known(state, data.replica, data.worker):
+        return state
+    replica, worker = state.replicas[data.replica], state.workers.get(data.worker)
+    if not replica.trial or worker is None or not worker.trusted:
+        return state  # nobody asked it, or its word is not believed
+    key = replica.trial_key
+    before = state.trials.get(key, Trial())
+    if before.status != "unverified" and before.registry_seq >= replica.registry_seq:
+        return state  # the first answer counts
+    trial = Trial(
+        "verified" if data.passed else "failed", data.reason, data.worker, data.replica,
+        replica.registry_seq, before.lost,
+    )  # fmt: skip
+    untold = (*(each for each in state.untold if each != key), key)
+    ended = replace(state, trials=put(state.trials, key, trial), untold=untold)
+    return _serves(ended, replica) if data.passed else ended
+
+
+@_fleet.register
+def _(event: JobTried, state: FleetState, seq: int) -> FleetState:
+    told = (event.tenant, event.data.job, event.data.model)
+    return replace(state, untold=tuple(each for each in state.untold if each != told))
 
 
 @_fleet.register
@@ -270,19 +321,40 @@ def _known(state: FleetState, replica: str, worker: str) -> bool:
     return replica in state.replicas and state.replicas[replica].worker == worker
 
 
-def _without_replicas(state: FleetState, worker: str, keep: Container[str] = ()) -> FleetState:
+def _serves(state: FleetState, replica: ReplicaState) -> FleetState:
+    """Its model may be placed anywhere."""
+    served = Served(replica.spec.model, replica.registry_seq)
+    return replace(state, served=put(state.served, replica.key, served))
+
+
+def _trial_lost(state: FleetState, replica: ReplicaState, at: datetime) -> FleetState:
+    """A replica is gone; if it was on trial and has not answered, it is tried again later."""
+    trial = state.trials.get(replica.trial_key, Trial())
+    answered = trial.status != "unverified" and trial.registry_seq >= replica.registry_seq
+    if not replica.trial or answered or replica.status == "releasing":
+        return state
+    lost = replace(trial, lost=(*trial.lost, (replica.worker, at))[-LOST_KEPT:])
+    return replace(state, trials=put(state.trials, replica.trial_key, lost))
+
+
+def _without_replicas(
+    state: FleetState, worker: str, at: datetime, keep: Container[str] = ()
+) -> FleetState:
     left = state.replicas
     for gone in [k for k, v in left.items() if v.worker == worker and k not in keep]:
+        state = _trial_lost(state, left[gone], at)
         left = drop(left, gone)
     return replace(state, replicas=left) if left is not state.replicas else state
 
 
-def _change_worker(state: FleetState, name: str, session: str, status: WorkerStatus) -> FleetState:
+def _change_worker(
+    state: FleetState, name: str, session: str, status: WorkerStatus, at: datetime
+) -> FleetState:
     worker = state.workers.get(name)
     if worker is None or worker.session != session:
         return state
     changed = replace(state, workers=put(state.workers, name, replace(worker, status=status)))
-    return changed if status == "draining" else _without_replicas(changed, name)
+    return changed if status == "draining" else _without_replicas(changed, name, at)
 
 
 def _change_replica(

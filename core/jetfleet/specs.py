@@ -209,6 +209,10 @@ class JobSettings(Frozen):
     placement: PlacementSpec = Field(
         PlacementSpec(), description="which workers may serve, see docs/policies.md"
     )
+    trial: bool = Field(
+        True,
+        description="a model with an example input runs that on a trusted worker before it serves",
+    )
     labels: dict[str, str] = Field(default_factory=dict)
     visibility: Literal["private", "public"] = "private"
 

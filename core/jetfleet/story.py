@@ -25,6 +25,7 @@ from jetfleet.events import (
     JobDisabled,
     JobEnabled,
     JobScaled,
+    JobTried,
     JobUpdated,
     ReplicaAssigned,
     ReplicaFailed,
@@ -32,6 +33,7 @@ from jetfleet.events import (
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    ReplicaTried,
     Why,
     WorkerAdmitted,
     WorkerDraining,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 KEPT = 1_000  # events of the subject; older ones are forgotten
 REGISTRY, FLEET = "REGISTRY", "FLEET"
 WORKER_EVENTS = (WorkerAdmitted, WorkerJoined, WorkerDraining, WorkerLeft, WorkerLost)
-REPLICA_EVENTS = (ReplicaPreparing, ReplicaReady, ReplicaFailed, ReplicaStopped)
+REPLICA_EVENTS = (ReplicaPreparing, ReplicaReady, ReplicaFailed, ReplicaTried, ReplicaStopped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +224,11 @@ def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each
         case JobScaled():
             before = "" if data.before is None else f"from {data.before} "
             return f"the job scales {before}to {_count(data.desired, 'replica')}"
+        case JobTried():
+            return f"the trial of {data.model} on {data.worker} ended: {data.status}"
         case ReplicaAssigned():
-            return f"a replica of {data.job} is given to {data.worker}"
+            on_trial = ", to try its model" if data.trial else ""
+            return f"a replica of {data.job} is given to {data.worker}{on_trial}"
         case JobBalanced():
             return thresholds_in_words(event) or "all workers pull whenever they are free"
         case ReplicaReleased():
@@ -237,6 +242,9 @@ def words(event: AnyEvent) -> str:  # noqa: PLR0911, PLR0912 - one line for each
             return f"{where} is ready after {data.prepare_s:.1f} s{again}"
         case ReplicaFailed():
             return f"the replica of {data.job} on {data.worker} failed: {last_line(data.reason)}"
+        case ReplicaTried():
+            how = "passed" if data.passed else f"failed: {last_line(data.reason)}"
+            return f"the example input of {data.job} on {data.worker} {how}"
         case ReplicaStopped():
             return f"the replica of {data.job} on {data.worker} has stopped"
         case WorkerAdmitted():

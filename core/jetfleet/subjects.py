@@ -106,6 +106,11 @@ def balanced(tenant: str, job: str) -> str:
     return f"jf.ctl.balanced.{tenant}.{job}"
 
 
+# jf.ctl.tried.<tenant>.<job>: the last is what became of the trial of its newest model
+def tried(tenant: str, job: str) -> str:
+    return f"jf.ctl.tried.{tenant}.{job}"
+
+
 # A conductor let it in; not below jf.fleet.<worker>, where the worker itself may publish.
 # jf.ctl.fleet.admitted.<worker>
 def admitted(worker: str) -> str:

@@ -41,6 +41,7 @@ from jetfleet.settings import Settings
 from jetfleet.specs import JobSpec
 from jetfleet.stamp import Stamp
 from jetfleet.streams import INVOCATIONS
+from jetfleet.verdicts import Verdicts
 
 GAUGE_FRESH_S = 1.0
 KEY_LIMIT = 255
@@ -93,7 +94,11 @@ class Submitter:
     registry: Registry
     outcomes: Outcomes
     stamp: Stamp
+    verdicts: Verdicts = field(init=False)
     _gauges: dict[str, Gauge] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.verdicts = Verdicts(self.connection)
 
     async def submit(self, request: Request) -> tuple[Waiter, bool]:
         """The waiter of the accepted invocation, and whether an earlier submit had made it."""
@@ -121,6 +126,7 @@ class Submitter:
             raise BrokerUnavailable
         job = state or await self.registry.find_job(request.job)
         _check(request, job)
+        await self.verdicts.check(job)
         return job, await self._take_place(job)
 
     async def prepare(self, request: Request, job: JobState) -> tuple[Waiter, str, bytes]:

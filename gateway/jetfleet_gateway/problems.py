@@ -65,6 +65,7 @@ TABLE: Mapping[type[JetfleetError], Row] = {
     refusals.MethodNotAllowed: Row(405, "Method not allowed"),
     errors.Conflict: Row(409, "The request contradicts the current state"),
     errors.JobDisabled: Row(409, "The inference job is disabled"),
+    errors.TrialFailed: Row(409, "The model failed its trial"),
     errors.AlreadyExists: Row(409, "It exists already, and differs"),
     refusals.InvocationEnded: Row(409, "The invocation has ended already"),
     errors.EventUnreadable: Row(410, "An event of the invocation cannot be read"),

@@ -124,7 +124,7 @@ async def read_call(request: HttpRequest) -> Call:
 
 _SUBMIT_ERRORS = (
     errors.InvalidRequest, errors.BeyondLimits, refusals.NotJson, errors.JobNotFound,
-    errors.JobDisabled, errors.PayloadTooLarge, refusals.UnsupportedMedia,
+    errors.JobDisabled, errors.TrialFailed, errors.PayloadTooLarge, refusals.UnsupportedMedia,
     errors.IdempotencyMismatch, errors.QueueFull, errors.BrokerUnavailable, errors.LogFull,
 )  # fmt: skip
 _SYNC_ERRORS = (

@@ -46,7 +46,7 @@ from jetfleet.streams import FLEET, REGISTRY
 from jetfleet_projections.balancer import Balancer
 from jetfleet_projections.conductor_consumers import Consumers
 from jetfleet_projections.conductor_credentials import CredentialDesk
-from jetfleet_projections.conductor_decisions import event_of, words
+from jetfleet_projections.conductor_decisions import event_of, tried, words
 from jetfleet_projections.conductor_joining import JoinDesk
 from jetfleet_projections.freshness import SLOW_S, Freshness
 from jetfleet_projections.observing import Watcher
@@ -228,6 +228,12 @@ class Conductor:
                 return
             fleet = evolve_fleet(fleet, scaled, self._decided_seq)
             logger.info("↕ %s: %s to %d: %s", data.job, data.before, data.desired, data.why.reason)
+        for ended in tried(registry, fleet, self.stamp):
+            subject = subjects.tried(ended.tenant, ended.data.job)
+            if not await self._append(ended, subject, fleet.control_seq):
+                return
+            fleet = evolve_fleet(fleet, ended, self._decided_seq)
+            logger.info("⚗ %s: %s %s", ended.data.job, ended.data.model, ended.data.status)
         last, silent = fleet.control_seq, frozenset(self._silent(fleet))
         seen = Observation(registry, fleet, self.speeds, self.images, silent)
         work = placement.placed(seen, self.stamp.clock.now())

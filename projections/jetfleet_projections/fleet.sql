@@ -8,8 +8,14 @@ SELECT seq, stored_at, tenant, job, split_part(type, '.', 3), worker, replica,
     data -> '$.why.candidates'
 FROM staged
 WHERE type IN ('jetfleet.replica.assigned', 'jetfleet.replica.released', 'jetfleet.job.scaled',
-    'jetfleet.job.balanced')
+    'jetfleet.job.balanced', 'jetfleet.job.tried')
 ORDER BY seq;
+
+-- name: insert_trials
+INSERT INTO trials
+SELECT tenant, job, data ->> '$.model', data ->> '$.status', data ->> '$.reason', worker, replica,
+    data ->> '$.keeps', (data ->> '$.registry_seq')::BIGINT, seq, time
+FROM staged WHERE type = 'jetfleet.job.tried' ORDER BY seq;
 
 -- name: insert_admissions
 INSERT INTO admissions

@@ -38,6 +38,7 @@ _FOLDS: dict[str, Sequence[str]] = {
     ),
     FLEET: (
         "insert_decisions",
+        "insert_trials",
         "insert_admissions",
         "create_worker_changes",
         "create_worker_rows",

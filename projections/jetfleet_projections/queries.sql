@@ -20,7 +20,8 @@ ORDER BY created_seq DESC LIMIT $limit;
 
 -- name: ps
 -- Jobs at a glance: replicas ready of those wanted, what waits, what runs, how long the oldest waits,
--- and why the last replica that failed did, unless one is ready since.
+-- why the last replica that failed did, unless one is ready since, and what became of the trial of
+-- its model: verified, failed, or unverified (no example, not tried yet, or opted out).
 -- params: tenant VARCHAR
 WITH work AS (
     SELECT tenant, job, count(*) FILTER (state = 'queued') AS queued,
@@ -42,6 +43,10 @@ failing AS (
 sized AS (
     SELECT tenant, job, arg_max(desired, seq) AS desired, arg_max(observed_registry_seq, seq) AS registry_seq
     FROM decisions WHERE decision = 'scaled' GROUP BY tenant, job
+),
+tried AS (
+    SELECT tenant, job, model, arg_max(state, seq) AS state, arg_max(registry_seq, seq) AS registry_seq
+    FROM trials GROUP BY tenant, job, model
 )
 SELECT j.job, j.model || ':' || j.model_version AS model, j.enabled, coalesce(s.ready, 0) AS ready,
     CASE WHEN j.spec ->> '$.scaling.policy' <> 'static' AND d.registry_seq >= j.created_seq
@@ -49,11 +54,14 @@ SELECT j.job, j.model || ':' || j.model_version AS model, j.enabled, coalesce(s.
     coalesce(s.preparing, 0) AS preparing, coalesce(w.queued, 0) AS queued,
     coalesce(w.running, 0) AS running,
     greatest(0, (epoch_us(now()) - epoch_us(w.oldest)) / 1e6) AS oldest_wait_s,
-    CASE WHEN f.failed > coalesce(f.readied, 0) THEN f.failure END AS failure
+    CASE WHEN f.failed > coalesce(f.readied, 0) THEN f.failure END AS failure,
+    CASE WHEN t.registry_seq >= j.created_seq THEN t.state ELSE 'unverified' END AS trial
 FROM jobs j LEFT JOIN work w ON w.tenant = j.tenant AND w.job = j.job
     LEFT JOIN serving s ON s.tenant = j.tenant AND s.job = j.job
     LEFT JOIN failing f ON f.tenant = j.tenant AND f.job = j.job
     LEFT JOIN sized d ON d.tenant = j.tenant AND d.job = j.job
+    LEFT JOIN tried t ON t.tenant = j.tenant AND t.job = j.job
+        AND t.model = j.model || ':' || j.model_version
 WHERE $tenant IS NULL OR j.tenant = $tenant
 ORDER BY j.job;
 

@@ -155,7 +155,7 @@ CREATE TABLE decisions (
     stored_at TIMESTAMP NOT NULL,
     tenant VARCHAR NOT NULL,
     job VARCHAR NOT NULL,
-    decision VARCHAR NOT NULL, -- assigned, released, scaled, balanced
+    decision VARCHAR NOT NULL, -- assigned, released, scaled, balanced, tried
     worker VARCHAR,
     replica VARCHAR,
     desired INTEGER, -- when scaled: replicas from now on
@@ -165,6 +165,21 @@ CREATE TABLE decisions (
     observed_registry_seq BIGINT NOT NULL,
     observed_fleet_seq BIGINT NOT NULL,
     candidates JSON NOT NULL
+);
+
+-- FLEET: trials of jobs' models that have ended; the last of a job's present model counts.
+CREATE TABLE trials (
+    tenant VARCHAR NOT NULL,
+    job VARCHAR NOT NULL,
+    model VARCHAR NOT NULL, -- name:version
+    state VARCHAR NOT NULL, -- verified, failed
+    reason VARCHAR NOT NULL, -- why it failed
+    worker VARCHAR NOT NULL,
+    replica VARCHAR NOT NULL,
+    keeps VARCHAR NOT NULL, -- name:version that serves on instead of one that failed; empty: none
+    registry_seq BIGINT NOT NULL, -- registry events known when it was assigned
+    seq BIGINT NOT NULL,
+    tried_at TIMESTAMP NOT NULL
 );
 
 -- INVOCATIONS: each accepted invocation. The first outcome in stream order counts.

@@ -21,6 +21,7 @@ TABLES: Mapping[str, str | None] = {
     "admissions": FLEET,
     "replicas": FLEET,
     "decisions": FLEET,
+    "trials": FLEET,
     "invocations": INVOCATIONS,
 }
 

@@ -72,7 +72,7 @@ def published(example: Event) -> tuple[str, str]:
         "origin": event_examples.ORIGIN,
         "worker": data.get("worker", "-"),
         "job": data["job"]["name"] if isinstance(data.get("job"), dict) else data.get("job"),
-        "model": data["model"]["name"] if "model" in data else None,
+        "model": data["model"]["name"] if isinstance(data.get("model"), dict) else None,
         "token": data.get("token"),
         "provider": data.get("provider"),
     }

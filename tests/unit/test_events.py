@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 import given
 from given import at
+from given_trials import concluded, tried
 from jetfleet.events import (
     EVENT_TYPES,
     OUTCOMES,
@@ -238,6 +239,8 @@ def _example(kind: type[Event]) -> Event:
         "jetfleet.replica.stopped": lambda: given.stopped("r1", "w1"),
         "jetfleet.replica.assigned": lambda: given.assigned("r1", "w1", spec),
         "jetfleet.job.scaled": lambda: given.scaled("echo", 2),
+        "jetfleet.replica.tried": lambda: tried("r1", "w1"),
+        "jetfleet.job.tried": lambda: concluded("echo", "echo:1"),
         "jetfleet.job.balanced": lambda: given.balanced("echo", {"w1": None, "w2": 3}),
         "jetfleet.replica.released": lambda: given.released("r1", "w1"),
         "jetfleet.invocation.queued": lambda: given.queued("i1"),

@@ -28,7 +28,8 @@ from given import (
     started,
     stopped,
 )  # fmt: skip
-from jetfleet.causes import CODES, NOTHING_TO_PULL, READY
+from jetfleet.cause_codes import CODES
+from jetfleet.causes import NOTHING_TO_PULL, READY
 from jetfleet.commands.explain import lines
 from jetfleet.events import ReplicaFailed, ReplicaPreparing
 from jetfleet.explain import SHOWN, document

@@ -156,7 +156,8 @@ def test_every_event_that_is_stored_has_a_place_in_the_projections(warehouse: Wa
     log.given_back("w1")
     for event in capacity_made.one_of_each():
         log.say(FLEET, capacity_made.subject_of(event), event)
-    for verb in ("assigned", "preparing", "ready", "released", "failed", "stopped"):
+    log.concluded("echo:1")
+    for verb in ("assigned", "preparing", "tried", "ready", "released", "failed", "stopped"):
         log.replica(verb, "r1")
     for outcome in ("completed", "failed", "cancelled", "expired"):
         invocation = log.clock.new_id()
@@ -179,6 +180,7 @@ def test_replicas_keep_their_history(warehouse: Warehouse) -> None:
         log.replica(verb, "r1")
         log.replica(verb, "r2")
     log.balanced(w1=None, w2=3)
+    log.concluded("echo:1", replica="r1")
     log.replica("released", "r1")
     log.replica("stopped", "r1")
     log.worker("lost")
@@ -190,7 +192,7 @@ def test_replicas_keep_their_history(warehouse: Warehouse) -> None:
     decisions = dicts(warehouse, "SELECT decision, replica, desired FROM decisions ORDER BY seq")
     assert [tuple(d.values()) for d in decisions] == [
         ("scaled", None, 2), ("assigned", "r1", None), ("assigned", "r2", None),
-        ("balanced", None, None), ("released", "r1", None),
+        ("balanced", None, None), ("tried", "r1", None), ("released", "r1", None),
     ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def test_every_shape_of_subject_is_made_in_one_place():
         "input_blob", "output_blob", "fleet", "control", "telemetry", "command", "ask_credentials",
         "ask_join", "admitted", "revoked", "log", "scaled", "balanced",
         "capacity_decision", "provider",
+        "tried",
     } == shapes  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def lines(explanation: Explanation) -> list[str]:
 
 def _waited(explanation: Explanation) -> str:
     """``waited 12.3 s: no worker was at work 12.0 s; a replica was being prepared 0.3 s``."""
-    from jetfleet.causes import CODES, duration
+    from jetfleet.cause_codes import CODES
+    from jetfleet.causes import duration
 
     waits = explanation.waits
     parts = [f"{CODES[wait.code]} {duration(wait.length)}" for wait in waits]

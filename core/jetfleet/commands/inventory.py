@@ -148,15 +148,23 @@ async def job_list(state: State) -> None:
 
 async def job_show(state: State, job: Job) -> None:
     """One job in full."""
+    from jetfleet import verdicts
+
     async with connected(state) as client:
         found = client.registry.job(client.settings.tenant, job)
         if found is None:
             raise JobNotFound(f"there is no job {job!r}; `jetfleet job list` shows them")
+        ended = await verdicts.ask(client.connection, found)
+        tried = {"trial_state": "unverified"}
+        if ended is not None:
+            said = ended.data
+            tried = {"trial_state": said.status, "trial_reason": said.reason, "serves": said.keeps}
         state.output.document(
             {
                 **found.spec.model_dump(mode="json", exclude_none=True),
                 "enabled": found.enabled,
                 "created_at": found.created_at,
+                **{name: value for name, value in tried.items() if value},
             }
         )
 

@@ -39,6 +39,7 @@ from jetfleet.events.fleet import (
     JobBalanced,
     JobLoad,
     JobScaled,
+    JobTried,
     PullLevel,
     ReplicaAssigned,
     ReplicaChange,
@@ -47,6 +48,7 @@ from jetfleet.events.fleet import (
     ReplicaReady,
     ReplicaReleased,
     ReplicaStopped,
+    ReplicaTried,
     RoomFor,
     Why,
     WorkerAdmitted,
@@ -83,7 +85,9 @@ from jetfleet.limits import excess, modest
 RegistryEvent = ModelRegistered | JobCreated | JobUpdated | JobEnabled | JobDisabled | JobDeleted
 OutcomeEvent = InvocationCompleted | InvocationFailed | InvocationCancelled | InvocationExpired
 InvocationEvent = InvocationQueued | InvocationCancelRequested | InvocationStarted | OutcomeEvent
-ControlEvent = ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced | CapacityDecision
+ControlEvent = (
+    ReplicaAssigned | ReplicaReleased | JobScaled | JobBalanced | JobTried | CapacityDecision
+)
 AdmissionEvent = WorkerAdmitted | WorkerTokenRevoked
 FleetEvent = (
     WorkerJoined
@@ -93,6 +97,7 @@ FleetEvent = (
     | ReplicaPreparing
     | ReplicaReady
     | ReplicaFailed
+    | ReplicaTried
     | ReplicaStopped
     | AdmissionEvent
     | ControlEvent
@@ -207,6 +212,7 @@ __all__ = [
     "JobEnabled",
     "JobLoad",
     "JobScaled",
+    "JobTried",
     "JobUpdated",
     "ModelRegistered",
     "Outcome",
@@ -221,6 +227,7 @@ __all__ = [
     "ReplicaReady",
     "ReplicaReleased",
     "ReplicaStopped",
+    "ReplicaTried",
     "RoomFor",
     "Why",
     "WorkerAdmitted",

@@ -135,6 +135,18 @@ class ReplicaFailed(Event):
     data: Data
 
 
+class ReplicaTried(Event):
+    """A replica on trial ran its model's example input, before it serves anything."""
+
+    class Data(ReplicaChange):
+        passed: bool
+        reason: str = Field("", description="why it did not pass")
+        run_s: float | None = Field(None, ge=0, description="length of the run, seconds")
+
+    type: Literal["jetfleet.replica.tried"] = "jetfleet.replica.tried"
+    data: Data
+
+
 class ReplicaStopped(Event):
     """A released replica is gone from its worker; nothing of it is left."""
 
@@ -177,6 +189,7 @@ class ReplicaAssigned(Event):
             (), description="the GPUs it runs on, by UUID (by index where there is none)"
         )
         replaces: str = Field("", description="the replica that goes once this one serves")
+        trial: bool = Field(False, description="it runs the model's example before it serves")
         why: Why
 
     type: Literal["jetfleet.replica.assigned"] = "jetfleet.replica.assigned"
@@ -219,6 +232,24 @@ class JobScaled(Event):
         why: Why
 
     type: Literal["jetfleet.job.scaled"] = "jetfleet.job.scaled"
+    data: Data
+
+
+class JobTried(Event):
+    """The trial of a job's model has ended: it may serve anywhere, or nowhere."""
+
+    class Data(Frozen):
+        job: Name
+        model: str = Field(description="name:version")
+        status: Literal["verified", "failed"]
+        reason: str = Field("", description="why it failed")
+        worker: Name = Field(description="where it was tried")
+        replica: Token
+        keeps: str = Field("", description="name:version that serves on instead; empty: none")
+        registry_seq: int = Field(ge=0, description="registry events known when it was assigned")
+        why: Why
+
+    type: Literal["jetfleet.job.tried"] = "jetfleet.job.tried"
     data: Data
 
 

@@ -30,8 +30,10 @@ from jetfleet.policies.placement_search import (
     Round,
     Search,
 )
+from jetfleet.policies.trials import before, gate
 from jetfleet.scaling_specs import SloScaling, StaticScaling
 from jetfleet.specs import JobSpec
+from jetfleet.trials import Trial
 
 __all__ = [
     "RESERVED_MIB", "Assign", "Decision", "Observation", "Release", "consider", "place", "serves",
@@ -67,7 +69,13 @@ def placed(observation: Observation, now: datetime) -> Round:
         elif replica.worker in joined:
             by_job.setdefault(replica.key, []).append(replica)
     by_age = sorted(jobs.values(), key=lambda job: (job.created_seq, job.spec.name))
-    _fill_all(work, [_settle(work, job, by_job.get(job.key, [])) for job in by_age])
+    needs = list[Need]()
+    for job in by_age:
+        if (trial := gate(fleet, job)) is None:
+            needs.append(_settle(work, job, by_job.get(job.key, [])))
+        else:  # and none of its replicas moves
+            needs += _try_out(work, job, trial, by_job.pop(job.key, []))
+    _fill_all(work, needs)
     if not work.decisions:
         move(work, jobs, by_job)
     return work
@@ -184,6 +192,60 @@ def _fill(work: Round, rights: Precedence, need: Need) -> None:
         work.decisions += [
             Release(replica, "the job's model or settings changed") for replica in gone
         ]
+
+
+def _try_out(
+    work: Round, job: JobState, trial: Trial, replicas: Sequence[ReplicaState]
+) -> list[Need]:
+    """Its model has not passed its trial: that comes first, and what was before it serves on:
+    what it then has and needs of that."""
+    fleet, ref = work.fleet, job.spec.model.ref
+    there = [replica for replica in replicas if replica.status != "releasing"]
+    wanted = _wanted(fleet, job, len(there))
+    tried = [r for r in there if r.spec.model.ref == ref]
+    others = [r for r in replicas if r.spec.model.ref != ref]
+    kept = [r for r in tried if _is_trial_of(work, job, r)][: min(1, wanted)]
+    why = "the job's model or settings changed" if wanted else f"{wanted} replicas are wanted"
+    if trial.status == "failed":
+        kept, why = [], "its model failed its trial"
+    # Also the trials of models that are wanted no more.
+    stray = [r for r in others if r.status != "releasing" and r.trial and not _passed(fleet, r)]
+    gone = {r.id for r in (*tried, *stray)} - {r.id for r in kept}
+    work.decisions += [Release(replica, why) for replica in there if replica.id in gone]
+    others = [replica for replica in others if replica.id not in gone]
+    if not kept and wanted and trial.status == "unverified":
+        search = Search.of(work, job, ())
+        if not search.assign() and not search.waits and not trial.lost:
+            others = _make_way(work, job, others)
+    earlier = before(fleet, job)
+    return [] if earlier is None else [_settle(work, earlier, others)]
+
+
+def _is_trial_of(work: Round, job: JobState, replica: ReplicaState) -> bool:
+    worker = work.fleet.workers[replica.worker]
+    fits = not unsuitable(job.spec, worker, trial=True)
+    return replica.trial and fits and serves(replica.spec, job.spec)
+
+
+def _passed(fleet: FleetState, replica: ReplicaState) -> bool:
+    trial = fleet.trials.get(replica.trial_key)
+    return trial is not None and trial.status == "verified"
+
+
+def _make_way(work: Round, job: JobState, others: list[ReplicaState]) -> list[ReplicaState]:
+    """Let one go that is where a trial has no room but for it; those that are left."""
+    if any(replica.status == "releasing" for replica in others):
+        return others
+    for replica in _least_useful(others, job, work.now):
+        room, need = work.rooms[replica.worker], replica.spec.model.resources
+        if unsuitable(job.spec, room.worker, trial=True):
+            continue
+        with work.without(room, need, replica.gpus):
+            enough = not no_room(job.spec.model.resources, room)
+        if enough:
+            work.decisions.append(Release(replica, f"{job.spec.model.ref} is to be tried there"))
+            return [other for other in others if other is not replica]
+    return others
 
 
 def _current(work: Round, job: JobState, staying: Sequence[ReplicaState]) -> Sequence[ReplicaState]:

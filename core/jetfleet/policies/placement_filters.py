@@ -12,11 +12,17 @@ from jetfleet.specs import JobSpec, Resources
 from jetfleet.yielding import Yielded
 
 LONGEST_BACKOFF_S = 60.0
+UNTRUSTED = "not trusted, and the model's example input is to be tried on a trusted worker first"
 YIELDED_S, LONGEST_YIELDED_S = 30.0, 600.0
 
 
-def unsuitable(spec: JobSpec, worker: WorkerState) -> str:
-    """What a worker is that the job does not take, however much room it has."""
+def unsuitable(spec: JobSpec, worker: WorkerState, *, trial: bool = False) -> str:
+    """What a worker is that the job does not take, however much room it has.
+
+    ``trial``: its model is to run its example input there first.
+    """
+    if trial and not worker.trusted:
+        return UNTRUSTED
     if spec.assignment == "manual" and worker.name not in spec.workers:
         return "not among the workers this job is assigned to"
     wish = spec.placement

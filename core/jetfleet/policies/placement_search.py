@@ -36,8 +36,10 @@ from jetfleet.policies.placement_scores import (
     SpeedsOfModel,
     standing,
 )
+from jetfleet.policies.trials import gate
 from jetfleet.specs import JobSpec, Resources
 from jetfleet.speeds import Sample, Speeds
+from jetfleet.trials import Trial
 from jetfleet.yielding import Yielded
 
 DIGITS = 4  # of a published score
@@ -67,6 +69,7 @@ class Assign:
     candidates: tuple[Candidate, ...]  # the best and some of those rejected, not all
     gpus: tuple[str, ...] = ()  # names of the GPUs that it runs on (``GpuSpec.id``)
     replaces: str = ""  # id of the replica that goes once this one serves
+    trial: bool = False  # it runs the model's example input before it serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ class Search:
     failures: Mapping[str, tuple[datetime, ...]]
     known: set[str]  # workers that have a part of their score for themselves
     yielded: Mapping[str, Yielded]
+    trial: Trial | None = None  # its model has not passed: see ``trials.gate``
     taken: set[str] = field(default_factory=set)  # see ``place_of``
     passed: list[Candidate] = field(default_factory=list)
     has_room: bool = False  # somewhere, were it not for its other replicas and for failures
@@ -181,7 +185,9 @@ class Search:
         )
         failures = work.failures.get((job.tenant, spec.name), {})
         yielded = work.yielded.get((job.tenant, spec.name), {})
-        search = cls(work, job, liking, failures, {*liking.known(), *failures}, yielded)
+        if (closed := gate(work.fleet, job)) is not None:
+            failures = closed.failures()
+        search = cls(work, job, liking, failures, {*liking.known(), *failures}, yielded, closed)
         for replica in current:
             search.occupy(work.rooms[replica.worker])
         return search
@@ -250,7 +256,16 @@ class Search:
             reason += f", {failed} failures"
         candidates = (*_scored(ranked), *self.passed)
         self.work.decisions.append(
-            Assign(self.job.tenant, spec, name, reason, candidates, gpus, replaces)
+            Assign(
+                self.job.tenant,
+                spec,
+                name,
+                reason,
+                candidates,
+                gpus,
+                replaces,
+                trial=self.trial is not None,
+            )
         )
         ranks = self._ranks().setdefault(room.worker.owner, [])
         ranks[:] = [rank for rank in ranks if rank[-1] != name]
@@ -317,8 +332,13 @@ class Search:
 
     def objection(self, room: Room) -> str:
         """What stands against one more replica there; empty: nothing."""
-        spec, worker = self.job.spec, room.worker
-        if objection := unsuitable(spec, worker) or no_room(spec.model.resources, room):
+        spec, worker, trial = self.job.spec, room.worker, self.trial
+        if trial is not None and trial.status == "failed":
+            return f"its example input failed on {trial.worker}"
+        closed = trial is not None
+        if objection := unsuitable(spec, worker, trial=closed) or no_room(
+            spec.model.resources, room
+        ):
             return objection
         self.has_room = True
         return self.own_objection(room)
