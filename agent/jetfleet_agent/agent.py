@@ -83,7 +83,7 @@ class Agent:
         self.session = self.stamp.clock.new_id()
         self.serving = Serving(
             self.identity.name, self.settings, self.connection, self.key, self.workdir, self.stamp,
-            self._say, self.drain_s,
+            self._say, self.drain_s, self.session,
         )  # fmt: skip
         self.logs = LogStreams(self.serving)
 

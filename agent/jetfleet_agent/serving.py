@@ -22,7 +22,7 @@ from jetfleet.events import (
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
 from jetfleet_agent import adoption
-from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey
+from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey, confirm
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed, owner_of
 from jetfleet_agent.worker import JobWorker
@@ -41,6 +41,7 @@ class Serving:
     Args:
         say: appends a fleet event of this worker (event, verb) to the log.
         drain_s: how long running calls of a released replica may take.
+        session: of the agent, as it joins with.
     """
 
     worker: str
@@ -51,6 +52,7 @@ class Serving:
     stamp: Stamp
     say: Say
     drain_s: float
+    session: str
     jobs: dict[JobKey, JobWorker] = field(default_factory=dict)
     replicas: dict[str, Replica] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -104,7 +106,9 @@ class Serving:
         if not adopt:
             await self.say(self._preparing(replica, "starting", event), "preparing")
         try:
-            if not adopt:
+            if adopt:  # one that was replaced meanwhile would serve beside its successor
+                await confirm(self.connection, self.worker, self.session, replica.id)
+            else:
                 await asyncio.to_thread(adoption.remember, replica.workdir, event)
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)
