@@ -85,7 +85,7 @@ class Agent:
         self.session = self.stamp.clock.new_id()
         self.serving = Serving(
             self.identity.name, self.settings, self.connection, self.key, self.workdir, self.stamp,
-            self._say, self.drain_s,
+            self._say, self.drain_s, self.session,
             None if self.identity.slots is None else SharedSlots(self.identity.slots),
         )  # fmt: skip
         self.logs = LogStreams(self.serving)

@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from jetfleet import jwt, subjects
 from jetfleet.connection import Connection, NoResponders
@@ -18,6 +20,7 @@ RETRY_S = 0.2
 PATIENCE_S = 1.0
 RENEW_AT = 0.7  # of a token's life
 RENEW_LEAST_S = 1.0
+T = TypeVar("T")
 
 
 class NotAssigned(JetfleetError):
@@ -69,7 +72,7 @@ class JobLink:
         cls, base: Connection, key: WorkerKey, worker: str, tenant: str, job: str
     ) -> JobLink:
         """Raises NotAssigned when the job is not this worker's."""
-        text, expires = await _ask_patiently(base, worker, tenant, job)
+        text, expires = await _patiently(lambda: _ask(base, worker, tenant, job))
         token = JobToken(key, text, expires)
         connection = await Connection.open(
             base.url, token, user=worker, name=f"worker-{worker}/{job}"
@@ -97,13 +100,21 @@ class JobLink:
                 logger.exception("! the rights on %s are not renewed yet", job)
 
 
-async def _ask_patiently(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:
-    """``_ask``, again for a while: we may hear of an assignment before its own conductor does."""
+async def confirm(base: Connection, worker: str, session: str, replica: str) -> None:
+    """Return when the log still has this replica here, which an agent before us was assigned.
+
+    Raises NotAssigned when it has not: the worker was thought lost meanwhile.
+    """
+    await _patiently(lambda: _answer(base, worker, {"session": session, "replica": replica}))
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again for a while: we may know of a joining or an assignment before a conductor does."""
     loop = asyncio.get_running_loop()
     until = loop.time() + PATIENCE_S
     while True:
         try:
-            return await _ask(base, worker, tenant, job)
+            return await ask()
         except NotAssigned:
             if loop.time() > until:
                 raise
@@ -111,8 +122,14 @@ async def _ask_patiently(base: Connection, worker: str, tenant: str, job: str) -
 
 
 async def _ask(base: Connection, worker: str, tenant: str, job: str) -> tuple[str, float]:
-    """A token for a job, waiting for a conductor as long as it takes."""
-    request = json.dumps({"tenant": tenant, "job": job}).encode()
+    """A token for a job."""
+    answer = await _answer(base, worker, {"tenant": tenant, "job": job})
+    return answer["token"], float(answer["expires_at"])
+
+
+async def _answer(base: Connection, worker: str, asked: dict[str, str]) -> dict[str, Any]:
+    """What a conductor says, which is waited for as long as it takes. Raises NotAssigned."""
+    request = json.dumps(asked).encode()
     while True:
         try:
             answer = json.loads(await base.request(subjects.ask_credentials(worker), request, 2.0))
@@ -121,4 +138,4 @@ async def _ask(base: Connection, worker: str, tenant: str, job: str) -> tuple[st
             continue
         if "error" in answer:
             raise NotAssigned(answer["error"])
-        return answer["token"], float(answer["expires_at"])
+        return dict(answer)

@@ -23,7 +23,7 @@ from jetfleet.events import (
 from jetfleet.settings import Settings
 from jetfleet.stamp import Stamp
 from jetfleet_agent import adoption
-from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey
+from jetfleet_agent.links import JobLink, NotAssigned, WorkerKey, confirm
 from jetfleet_agent.replicas import Replica
 from jetfleet_agent.runtimes import StartFailed, owner_of
 from jetfleet_agent.shared_slots import SharedSlots
@@ -44,7 +44,8 @@ class Serving:
     Args:
         say: appends a fleet event of this worker (event, verb) to the log.
         drain_s: how long running calls of a released replica may take.
-        shared: where jobs contend for slots; None: nowhere.
+    session: str
+    shared: SharedSlots | None = None
     """
 
     worker: str
@@ -55,6 +56,7 @@ class Serving:
     stamp: Stamp
     say: Say
     drain_s: float
+    session: str
     shared: SharedSlots | None = None
     jobs: dict[JobKey, JobWorker] = field(default_factory=dict)
     replicas: dict[str, Replica] = field(default_factory=dict)
@@ -110,7 +112,9 @@ class Serving:
         if not adopt:
             await self.say(self._preparing(replica, "starting", event), "preparing")
         try:
-            if not adopt:
+            if adopt:  # one that was replaced meanwhile would serve beside its successor
+                await confirm(self.connection, self.worker, self.session, replica.id)
+            else:
                 await asyncio.to_thread(adoption.remember, replica.workdir, event)
             job = await self._job(replica, event.data.shard)
             job.replicas.append(replica)

@@ -49,11 +49,22 @@ class CredentialDesk:
             request = json.loads(message.data)
             if request.get("renew"):
                 answer = self.renew(worker)
+            elif "replica" in request:
+                answer = self.confirm(worker, str(request["session"]), str(request["replica"]))
             else:
                 answer = self.grant(worker, str(request["tenant"]), str(request["job"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             answer = {"error": "a request for credentials names tenant and job"}
         await self.connection.publish(message.reply, json.dumps(answer).encode())
+
+    def confirm(self, worker: str, session: str, replica: str) -> dict[str, Any]:
+        """``{"assigned": true}`` when the log, this session's joining included, has the replica on
+        this worker; else ``{"error"}``: its worker was thought lost, and its place given anew."""
+        fleet = self.fleet()
+        state, mine = fleet.workers.get(worker), fleet.replicas.get(replica)
+        if state is None or state.session != session or mine is None or mine.worker != worker:
+            return {"error": f"replica {replica} is not assigned to worker {worker} any more"}
+        return {"assigned": True}
 
     def grant(self, worker: str, tenant: str, job: str) -> dict[str, Any]:
         """``{"token", "expires_at"}``, or ``{"error"}`` when the job is not the worker's."""

@@ -65,6 +65,22 @@ async def test_what_was_given_to_others_meanwhile_is_not_adopted(
         assert await client.run("job", 1, wait_s=30) == 1
 
 
+async def test_what_was_given_anew_to_the_same_worker_is_not_adopted(
+    tmp_path: Path, engine: Engine, images: Images
+) -> None:
+    async with serving(tmp_path / "stack", engine, agents=()) as (running, client):
+        first = agent(running, engine)
+        await open_image(client, "job", images["function"], function="/app/model.py:echo")
+        (before,) = containers(engine)
+        first.kill()
+        lost = await fleet_says(client, WorkerLost, worker="a")
+        agent(running, engine)
+        await fleet_says(client, ReplicaReady, worker="a", job="job", start=lost.seq)
+        await until(lambda: len(containers(engine)) == 1, "one is wanted and one is there")
+        assert before not in containers(engine)
+        assert await client.run("job", 1, wait_s=30) == 1
+
+
 async def test_a_restarted_engine_leaves_no_orphan_and_jobs_serve_again(
     tmp_path: Path, engine: Engine, images: Images
 ) -> None:

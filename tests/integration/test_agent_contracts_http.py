@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 from jetfleet.specs import ContractName, ModelSpec
 from jetfleet_agent.contracts import InvalidOutput, ModelError, ModelExited
+from jetfleet_agent.contracts import http as http_module
 from jetfleet_agent.runtimes import StartFailed
 from models.serving import (
     Served,
@@ -144,6 +148,24 @@ async def test_stopping_a_hanging_server_ends_its_calls_as_exits(
     with pytest.raises(ModelExited, match="SIGTERM"):
         await call
     assert await model.session.cancel("it") is True
+
+
+async def test_a_server_whose_end_is_told_late_has_ended_all_the_same(
+    kind: Kind, model: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is restarted tells of its containers' ends when it is back."""
+    monkeypatch.setattr(http_module, "EXIT_WAIT_S", 0.05)
+    told = asyncio.get_running_loop().create_future()
+    model.session._instance = SimpleNamespace(exited=told, tail=model.instance.tail)
+    call = asyncio.create_task(model.call(kind.asked("hang")))
+    await until((tmp_path / "note").exists, "it hangs")
+    os.kill(model.instance.pid or 0, signal.SIGKILL)
+    await asyncio.wait((model.instance.exited,))
+    await asyncio.wait((call,), timeout=0.5)
+    assert not call.done()
+    told.set_result(-signal.SIGKILL)
+    with pytest.raises(ModelExited, match="SIGKILL"):
+        await call
 
 
 @both_loops

@@ -184,3 +184,28 @@ async def test_a_full_disk_does_not_end_the_renewing(broker, client, tmp_path, m
             await until(lambda: box.place.credentials.read_text() != before, "renewed after all")
             assert len(refused) == 3
             assert not box.place.refused
+
+
+async def test_a_model_that_lost_its_channel_takes_no_call_while_it_is_ended(
+    client, conductor, settings, tmp_path
+):
+    """Its calls, and those that come meanwhile, are for the model that follows it."""
+    file = tmp_path / "closer.py"
+    file.write_text(
+        "import os, pathlib, time\n"
+        "def close_once(path):\n"
+        "    if pathlib.Path(path).exists():\n"
+        "        return 'served'\n"
+        "    pathlib.Path(path).touch()\n"
+        "    os.closerange(3, 100)\n"
+        "    time.sleep(60)\n"
+    )
+    model = ModelSpec(name="closer", function=f"{file}:close_once")
+    await client.register_model(model)
+    await client.apply_job(JobSpec(name="closer", model=model))
+    async with working(settings):
+        mark = str(tmp_path / "closed")
+        handles = [await client.submit("closer", mark) for _ in range(4)]
+        outcomes = [await handle.outcome(WAIT) for handle in handles]
+    assert [getattr(o.data, "output", o.data) for o in outcomes] == ["served"] * 4
+    assert [o.data.attempt for o in outcomes] == [2, 1, 1, 1]

@@ -271,6 +271,24 @@ async def test_rights_are_given_for_what_is_assigned_and_bound_to_the_workers_ke
             assert "error" in await worker.ask(job, tenant)
 
 
+async def test_a_replica_is_confirmed_to_its_worker_in_its_present_session_only(client, settings):
+    async with conducting(settings) as conductor, pretending(settings, "w1") as worker:
+        await declare(client)
+        (event,) = await assigned(client, 1)
+        replica = event.data.replica
+        await until(lambda: replica in conductor.fleet.replicas, "it is folded")
+
+        async def confirmed(session: str, replica: str) -> bool:
+            body = json.dumps({"session": session, "replica": replica}).encode()
+            subject = subjects.ask_credentials("w1")
+            answer = json.loads(await worker.connection.request(subject, body, 10))
+            return answer == {"assigned": True}
+
+        assert await confirmed(worker.session, replica)
+        assert not await confirmed("another", replica)
+        assert not await confirmed(worker.session, "another")
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"not json", b'{"tenant":1,"job":[]}'])
 async def test_a_malformed_request_for_rights_is_answered_with_an_error(settings, body):
     async with conducting(settings) as conductor, pretending(settings, "w1") as worker:

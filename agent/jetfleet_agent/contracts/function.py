@@ -84,6 +84,7 @@ class FunctionSession(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._serving: asyncio.Future[None] = self._loop.create_future()
         self._disconnected: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()  # done once it has ended
         self._watching: asyncio.Task[None] | None = None
         self._cancellable = False
         self._ended: str | None = None  # why no call can be made any more
@@ -119,6 +120,9 @@ class FunctionSession(asyncio.Protocol):
     async def invoke(self, call: Call) -> bytes:
         """See ``Session``."""
         if self._ended is not None or self._transport is None:
+            # While it is being ended nothing can be run: failed at once, a call would be made here
+            # again and again, and be out of attempts before there is a model.
+            await asyncio.shield(self._over)
             raise self._exited()
         self._number = number = self._number + 1
         future: asyncio.Future[bytes] = self._loop.create_future()
@@ -234,11 +238,14 @@ class FunctionSession(asyncio.Protocol):
         if exited.done():
             self._end(f"the process {describe_exit(exited.result())}")
         else:
-            self._end("the process closed its channel to the agent and was ended")
+            self._ended = "the process closed its channel to the agent and was ended"
             await self._instance.stop(0)
+            self._end(self._ended)
 
     def _end(self, why: str) -> None:
         self._ended = self._ended or why
+        if not self._over.done():
+            self._over.set_result(None)
         if not self._serving.done():
             self._serving.set_exception(
                 StartFailed(f"{self._ended} before it was ready", self._instance.tail())

@@ -29,6 +29,7 @@ PROBE_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 2.0  # below the 5 s after which common servers close an idle connection
 RETRY_WAIT_S = 0.1  # longest pause before the second try
 EXIT_WAIT_S = 1.0  # between a connection that broke and the end of its process
+TOLD_WAIT_S = 30.0  # until an engine that is being restarted tells of that end
 ERROR_BYTES = 64 * 1024
 DOCUMENT_BYTES = 1024**2  # of a page about the server, longest
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -200,6 +201,8 @@ class HttpSession(ABC):
             return await self._request(call)
         except aiohttp.ClientError as error:
             await self._raise_if_exited(EXIT_WAIT_S)
+            if await self._is_gone():
+                await self._raise_if_exited(TOLD_WAIT_S)
             raise ModelError(
                 f"the connection to the model's server broke: {error or type(error).__name__}",
                 "\n".join(self._instance.tail()),
@@ -252,6 +255,16 @@ class HttpSession(ABC):
         await asyncio.wait((self._instance.exited,), timeout=within_s)
         if self._instance.exited.done():
             raise self._exited()
+
+    async def _is_gone(self) -> bool:
+        """Whether nobody listens there any more."""
+        try:
+            await self._probe()
+        except aiohttp.ClientConnectorError:
+            return True
+        except (aiohttp.ClientError, TimeoutError, StartFailed):
+            return False  # somebody is there, in whatever state
+        return False
 
     def _exited(self) -> ModelExited:
         if self._why_ended is not None:
