@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from jetfleet.server import Broker
@@ -20,6 +21,13 @@ if TYPE_CHECKING:  # fixtures import what they start, so that a test needs no mo
     from jetfleet_projections.conductor import Conductor
     from jetfleet_projections.service import Service
     from jetfleet_projections.warehouse import Warehouse
+
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,100 +13,20 @@ from conftest import settings_for
 from inprocess import conducting, connected, declare
 from jetfleet import access, jwt, subjects
 from jetfleet.client import Client
-from jetfleet.connection import Connection
-from jetfleet.errors import ApiError, StartupError
+from jetfleet.errors import StartupError
 from jetfleet.events import (
     ReplicaAssigned,
-    ReplicaReady,
     ReplicaReleased,
-    WorkerHeartbeat,
-    WorkerJoined,
     WorkerLost,
     encode,
 )
 from jetfleet.placement_specs import PlacementSpec
-from jetfleet.secrets import Secrets
-from jetfleet.settings import Settings
 from jetfleet.setup import ensure_streams
-from jetfleet.streams import FLEET, job_consumer
-from jetfleet.telemetry import last_heartbeat
+from jetfleet.streams import FLEET
+from pretender import now, pretending
 from waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-def now(tenant: str = "default") -> dict[str, Any]:
-    return {**given.envelope(tenant=tenant), "time": datetime.now(UTC)}
-
-
-@dataclass
-class Pretender:
-    """A worker that says what workers say, and runs nothing."""
-
-    connection: Connection
-    name: str
-    session: str = "s1"
-    public_key: str = field(default_factory=lambda: jwt.public_key(jwt.new_seed("user")))
-    commands: list[dict[str, Any]] = field(default_factory=list)
-    _beats: asyncio.Task[None] | None = None
-
-    async def join(self, memory_mib: int = 8192) -> None:
-        told = given.joined(self.name, session=self.session, memory_mib=memory_mib)
-        data = told.data.model_copy(update={"public_key": self.public_key, "heartbeat_s": 0.5})
-        await self.say(WorkerJoined(**now(), data=data), "joined")
-        if self._beats is None:
-            self._beats = asyncio.create_task(self._beat())
-
-    async def say(self, event: Any, verb: str) -> None:
-        await self.connection.store(
-            subjects.fleet(self.name, verb), encode(event), msg_id=event.id, timeout_s=30
-        )
-
-    async def ready(self, replica: str, of: str) -> None:
-        data = given.ready(replica, self.name, of).data
-        await self.say(ReplicaReady(**now(), data=data), "ready")
-
-    async def _beat(self) -> None:
-        data = WorkerHeartbeat.Data(worker=self.name, session=self.session)
-        while True:
-            beat = WorkerHeartbeat(**now(), data=data)
-            await self.connection.publish(subjects.telemetry(self.name), encode(beat))
-            await asyncio.sleep(0.3)
-
-    async def last_word(self) -> None:
-        """One heartbeat now, and no other."""
-        self.fall_silent()
-        data = WorkerHeartbeat.Data(worker=self.name, session=self.session)
-        beat = WorkerHeartbeat(**now(), data=data)
-        await self.connection.publish(subjects.telemetry(self.name), encode(beat))
-
-    def fall_silent(self) -> None:
-        if self._beats is not None:
-            self._beats.cancel()
-            self._beats = None
-
-    async def ask(self, job: str, tenant: str = "default") -> dict[str, Any]:
-        """What the conductor answers to a request for the rights of a job."""
-        body = json.dumps({"tenant": tenant, "job": job}).encode()
-        return json.loads(
-            await self.connection.request(subjects.ask_credentials(self.name), body, 10)
-        )
-
-
-@asynccontextmanager
-async def pretending(settings: Settings, name: str, **more: Any) -> AsyncIterator[Pretender]:
-    path = Secrets(settings.data_dir).worker(name)
-    connection = await Connection.open(settings.nats_url, path, user=name, name=name)
-    worker = Pretender(connection, name)
-    await connection.subscribe(
-        subjects.command(name), lambda m: worker.commands.append(json.loads(m.data))
-    )
-    await worker.join(**more)
-    try:
-        yield worker
-    finally:
-        worker.fall_silent()
-        await connection.close()
 
 
 async def fleet_events(client: Client, kind: type) -> list[Any]:
@@ -226,49 +142,6 @@ async def test_a_deleted_job_is_released_and_its_replica_forgotten_when_it_has_s
         await until(lambda: not conductor.fleet.replicas, "it is forgotten")
 
 
-async def test_a_restarted_broker_gets_its_consumers_back(broker, client, settings):
-    job = await declare(client)
-    config = job_consumer("default", "echo", job, subjects.shard_of("echo", settings.shards))
-    verb = f"Q{subjects.shard_of('echo', settings.shards)}.{config['name']}"
-
-    async def there(connection: Connection) -> bool:
-        try:
-            info = await connection.api(f"CONSUMER.INFO.{verb}")
-        except ApiError:
-            return False
-        return bool(info["config"]["filter_subject"] == config["filter_subject"])
-
-    async with conducting(settings) as conductor, pretending(settings, "w1"):
-        await assigned(client, 1)
-        await until(lambda: there(conductor.connection), "the job has its consumer")
-        broker.kill()
-        await broker.start()
-        await until(lambda: conductor.connection.connected, "connected again")
-        await until(lambda: _again(there, conductor.connection), "it has its consumer again")
-        info = await conductor.connection.api(
-            f"CONSUMER.INFO.FLEET.{subjects.worker_consumer('w1')}"
-        )
-        assert info["config"]["opt_start_seq"] == conductor.fleet.workers["w1"].joined_seq
-
-
-async def test_a_restarted_broker_keeps_heartbeats_again(broker, client, settings):
-    async with conducting(settings) as conductor, pretending(settings, "w1"):
-        broker.kill()
-        await broker.start()
-        await until(lambda: client.connected and conductor.connection.connected, "all are back")
-        beat = await until(lambda: last_heartbeat(client.connection, "w1"), "a heartbeat is kept")
-        assert beat.heartbeat.data.worker == "w1"
-
-
-async def _again(there: Any, connection: Connection) -> bool:
-    from jetfleet.errors import Unavailable
-
-    try:
-        return bool(await there(connection))
-    except Unavailable:
-        return False  # JetStream is not up yet
-
-
 # -- silence
 
 
@@ -302,7 +175,8 @@ async def test_of_two_workers_that_end_one_gets_nothing_of_the_other(client, set
             first.fall_silent()
             loop = asyncio.get_running_loop()
             await until(lambda: loop.time() - conductor._heard["w1"] > 0.75, "it is silent")
-            await second.last_word()  # so it is lost later
+            await second.beat()
+            second.fall_silent()  # so it is lost later
             events = await assigned(client, 2)
             assert [event.data.worker for event in events] == ["w1", "w3"]
 
