@@ -39,6 +39,7 @@ ROUNDS = (
     ("nothing to do, ms", "steady_ms", 0),
     ("50 replicas to place, ms", "placing_ms", 0),
     ("50 that fit nowhere, ms", "starved_ms", 0),
+    ("50 in the place of others, ms", "urgent_ms", 0),
     ("folding an event, µs", "fold_us", 0),
 )
 # Workers of 5, 20 and 100 ms, calls at 60/s and a queue that all of them drain.

@@ -109,7 +109,7 @@ def test_the_table_of_the_bench_goes_between_its_markers() -> None:
     before = (DOCS / "benchmarks.md").read_text()
     after = bench_table.page(before, bench_result())
     assert "| jetfleet, client | 1.50 (1.00 to 2.00) |  |  | 4,321 (1 to 2) |  |  |" in after
-    assert "| 300 jobs, 300 workers | 34 (30 to 40) |  |  |  |" in after
+    assert "| 300 jobs, 300 workers | 34 (30 to 40) |  |  |  |  |" in after
     assert "| client / floor | 1.20 | ≤ 1.5 | holds |" in after
     assert "| drain / floor | 1.20 | ≥ 1.5 | missed |" in after
     assert bench_table.page(after, bench_result()) == after
